@@ -1,0 +1,164 @@
+"""Checkpoints: safetensors written to a temporary name, synced, renamed and checksummed; the last two are kept.
+
+    checkpoints/step-000000100.safetensors   weights, optimizer moments, loop accumulators
+    checkpoints/step-000000100.json          step, sha256 of the above, counters; written second
+
+A checkpoint without a matching sidecar does not exist.  Loading needs no unpickling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer.errors import CheckpointError
+from trainer.rundir import CHECKPOINTS, io_errors, write_json
+
+KEEP = 2
+
+
+@dataclass
+class LoopState:
+    """What the loop needs beside weights and optimizer to go on as if it had never stopped."""
+
+    step: int = 0
+    """Updates done."""
+    seconds: float = 0.0
+    """Training time so far, over all attempts."""
+    logged_step: int = 0
+    """Step of the last metrics line."""
+    train_loss: float | None = None
+    """Mean loss of that line's window, nats per token."""
+
+
+def save_checkpoint(
+    run_dir: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accumulators: dict[str, Tensor],
+    state: LoopState,
+) -> None:
+    """Write a checkpoint, then drop all but the last two.  RunDirError on a full or read-only disk."""
+    folder = run_dir / CHECKPOINTS
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    tensors = {f"model.{name}": p.detach() for name, p in network.named_parameters()}
+    for parameter, moments in optimizer.state.items():
+        for key, value in moments.items():
+            tensors[f"optim.{key}.{names[id(parameter)]}"] = value
+    tensors |= {f"loop.{name}": value for name, value in accumulators.items()}
+    path = folder / f"step-{state.step:09d}.safetensors"
+    temp = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with io_errors(path):
+        folder.mkdir(exist_ok=True)
+        try:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temp)
+            digest = _sync_and_hash(temp)
+            os.replace(temp, path)
+        except SafetensorError as error:
+            # The writer reports a full disk in its own exception type.
+            raise CheckpointError(
+                f"{path}: cannot be written ({error}); free some space and run again"
+            ) from None
+        finally:
+            temp.unlink(missing_ok=True)
+    write_json(path.with_suffix(".json"), {**vars(state), "sha256": digest})
+    for old in list_checkpoints(run_dir)[KEEP:]:
+        old.with_suffix(".json").unlink(missing_ok=True)
+        old.unlink(missing_ok=True)
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Checkpoint files that have a sidecar, newest first."""
+    files = sorted((run_dir / CHECKPOINTS).glob("step-*.safetensors"), reverse=True)
+    return [file for file in files if file.with_suffix(".json").exists()]
+
+
+def load_checkpoint(
+    run_dir: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accumulators: dict[str, Tensor],
+) -> tuple[LoopState | None, list[str]]:
+    """Load the newest good checkpoint in place.
+
+    Returns its loop state, or None where there is none to load, and a line for each damaged checkpoint
+    that was passed over.  Raises CheckpointError where checkpoints exist and none is good.
+    """
+    rejected = []
+    candidates = list_checkpoints(run_dir)
+    for path in candidates:
+        problem, sidecar = _verify(path)
+        if sidecar is None:
+            rejected.append(f"{path}: {problem}; falling back to the one before")
+            continue
+        _restore(load_file(path), network, optimizer, accumulators)
+        return LoopState(**{key: sidecar[key] for key in vars(LoopState())}), rejected
+    if candidates:
+        raise CheckpointError(
+            f"{run_dir / CHECKPOINTS}: all {len(candidates)} checkpoints are damaged ({rejected[0]}); "
+            f"move the folder away to train this run from the start"
+        )
+    return None, rejected
+
+
+def load_weights(run_dir: Path, network: nn.Module) -> int:
+    """Load only the weights of the newest good checkpoint; returns its step."""
+    for path in list_checkpoints(run_dir):
+        if (sidecar := _verify(path)[1]) is not None:
+            tensors = load_file(path)
+            network.load_state_dict(
+                {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
+            )
+            return int(sidecar["step"])
+    raise CheckpointError(f"{run_dir / CHECKPOINTS}: no good checkpoint; train the run first")
+
+
+def _sync_and_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _verify(path: Path) -> tuple[str, dict[str, Any] | None]:
+    try:
+        sidecar = json.loads(path.with_suffix(".json").read_text())
+        expected = sidecar["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its sidecar is unreadable", None
+    if _sync_and_hash(path) != expected:
+        return "truncated or changed (checksum does not match)", None
+    return "", sidecar
+
+
+@torch.no_grad()
+def _restore(
+    tensors: dict[str, Tensor],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accumulators: dict[str, Tensor],
+) -> None:
+    for name, parameter in network.named_parameters():
+        parameter.copy_(tensors[f"model.{name}"])
+        suffix = f".{name}"
+        moments = {
+            key.removeprefix("optim.").removesuffix(suffix): value
+            for key, value in tensors.items()
+            if key.startswith("optim.") and key.removeprefix("optim.").split(".", 1)[1] == name
+        }
+        # The fused optimizer keeps its moments beside the weights, the step count in fp32.
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
+    for name, value in accumulators.items():
+        value.copy_(tensors[f"loop.{name}"])

@@ -1,0 +1,30 @@
+"""How a run is executed: device, threads, micro-batch.  None of it is part of a run's identity."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Execution(BaseModel):
+    """Settings that change a run's speed, and its result only by rounding."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto (a GPU where there is one), cpu, cuda or cuda:N."""
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads of one run; default all cores over the number of slots."""
+    micro_batch: int | None = Field(default=None, gt=0)
+    """Sequences in one forward pass; default the whole batch on CPU, about 32k tokens on a GPU."""
+    compile: bool = False
+    """torch.compile the network (minutes of warm-up the first time)."""
+    attention: Literal["auto", "sdpa", "matmul"] = "auto"
+    """Attention kernel: auto chooses by device, dtype and length."""
+    log_points: int = Field(default=200, gt=0)
+    """Lines of metrics.jsonl a run writes."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """Least time between checkpoints; what a run killed without notice can lose."""
+    heartbeat_seconds: float = Field(default=2.0, gt=0)
+    """Time between updates of status.json."""

@@ -1,0 +1,117 @@
+"""Exact parameters and FLOPs of a run, from its configuration alone.
+
+A multiply-add counts as 2.  Conventions for the training FLOPs of a run:
+
+- ``paper`` (stored everywhere): 3 x forward; every matmul and the tied head once, attention over the full
+  T x T square, no embedding lookup (arXiv 2406.16450, as its code counts).
+- ``causal``: the same with half the attention square.
+- ``6N`` and ``6N_non_embedding``: 6 x parameters x tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+from trainer.config import ModelConfig, RunConfig
+from trainer.models.structures import Dense, Structure
+
+CONVENTIONS = ("paper", "causal", "6N", "6N_non_embedding")
+
+
+@dataclass(frozen=True)
+class ModelCounts:
+    """Counts of one model; parameters are weights, FLOPs are for one token forward."""
+
+    params_total: int
+    """Every trained number."""
+    params_embedding: int
+    """The tied embedding."""
+    params_non_embedding: int
+    """Weights of matrix products outside the embedding (biases and norm gains not counted)."""
+    params_ffn: int
+    """Weights of the FFNs' matrix products."""
+    params_bias_norm: int
+    """Biases and norm gains."""
+    forward_matmul: int
+    """FLOPs of all weight matrices, the head included, for one token."""
+    forward_attention: int
+    """FLOPs of QK^T and AV over the full square, for one token."""
+
+    @property
+    def forward(self) -> int:
+        """Forward FLOPs per token, `paper` convention."""
+        return self.forward_matmul + self.forward_attention
+
+
+def ffn_structures(model: ModelConfig) -> list[Structure]:
+    """The structure of each block's FFN, first block first."""
+    first: Structure = Dense() if model.dense_first_ffn else model.structure
+    return [first] + [model.structure] * (model.n_layers - 1)
+
+
+def ffn_shapes(model: ModelConfig) -> list[tuple[int, int]]:
+    """(d_in, d_out) of the linear maps of one FFN: up (twice for swiglu) and down."""
+    up = (model.d_model, model.d_ff)
+    down = (model.d_ff, model.d_model)
+    return [up, up, down] if model.activation == "swiglu" else [up, down]
+
+
+@lru_cache(maxsize=4096)
+def model_counts(model: ModelConfig) -> ModelCounts:
+    """Count a model's parameters and forward FLOPs."""
+    d, attn, kv, layers = model.d_model, model.attn_dim, model.kv_dim, model.n_layers
+    embedding = model.vocab_size * d
+    attn_weights = layers * (d * attn + 2 * d * kv + attn * d)
+    ffn_weights = ffn_flops = 0
+    for structure in ffn_structures(model):
+        for d_in, d_out in ffn_shapes(model):
+            ffn_weights += structure.matmul_params(d_in, d_out)
+            ffn_flops += structure.flops_per_token(d_in, d_out)
+    norm = d * (2 if model.norm == "layernorm" and model.bias else 1)
+    bias_norm = norm * (2 * layers + 1)
+    if model.bias:
+        bias_norm += layers * (attn + 2 * kv + d + sum(d_out for _, d_out in ffn_shapes(model)))
+    if model.qk_norm:
+        bias_norm += layers * 2 * model.head_dim
+    return ModelCounts(
+        params_total=embedding + attn_weights + ffn_weights + bias_norm,
+        params_embedding=embedding,
+        params_non_embedding=attn_weights + ffn_weights,
+        params_ffn=ffn_weights,
+        params_bias_norm=bias_norm,
+        forward_matmul=2 * (embedding + attn_weights) + ffn_flops,
+        forward_attention=4 * model.seq_len * attn * layers,
+    )
+
+
+def flops_per_token(model: ModelConfig, convention: str = "paper") -> int:
+    """Training FLOPs per token (forward and backward) under a named convention."""
+    counts = model_counts(model)
+    if convention == "paper":
+        return 3 * counts.forward
+    if convention == "causal":
+        return 3 * (counts.forward_matmul + counts.forward_attention // 2)
+    if convention == "6N":
+        return 6 * counts.params_total
+    if convention == "6N_non_embedding":
+        return 6 * counts.params_non_embedding
+    raise ValueError(f"unknown FLOPs convention {convention!r}; known: {', '.join(CONVENTIONS)}")
+
+
+def train_flops(config: RunConfig, convention: str = "paper") -> int:
+    """FLOPs of the whole run under a named convention."""
+    return config.tokens * flops_per_token(config.model, convention)
+
+
+def describe(config: RunConfig) -> dict[str, int]:
+    """All counts of a run under the names that commands print."""
+    counts = asdict(model_counts(config.model))
+    return {
+        **{key: value for key, value in counts.items() if key.startswith("params")},
+        "tokens": config.tokens,
+        "steps": config.steps,
+        "forward_flops_per_token": model_counts(config.model).forward,
+        "flops_per_token": flops_per_token(config.model),
+        "train_flops": train_flops(config),
+    }

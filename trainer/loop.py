@@ -1,0 +1,292 @@
+"""The training loop: from a RunConfig to a finished run folder, top to bottom.
+
+Everything in it that decides the result is a pure function of the configuration and the step (batch,
+learning rate, initial weights) or is in the checkpoint, so a run killed at any instant and resumed gives
+the same losses, bit for bit, as one that never stopped (same machine, same device, same threads).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.batches import Batches
+from trainer.checkpoint import LoopState, load_checkpoint, save_checkpoint
+from trainer.config import RunConfig
+from trainer.corpora import Corpus
+from trainer.device import device_name, peak_flops, prepare_device, select_device
+from trainer.distributed import World, process_group, world_from_environment
+from trainer.evaluate import Evaluation, Interrupted, evaluate
+from trainer.execution import Execution
+from trainer.flops import flops_per_token
+from trainer.provenance import environment
+from trainer.result import build_result
+from trainer.rundir import (
+    CONFIG,
+    ENV,
+    METRICS,
+    append_metrics,
+    io_errors,
+    read_result,
+    read_status,
+    truncate_metrics,
+    write_atomic,
+    write_json,
+    write_result,
+    write_status,
+)
+from trainer.step import TrainStep
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for whoever watches it."""
+
+    phase: str
+    """"train" or "evaluate"."""
+    step: int
+    """Updates done (training), or sequences done (evaluation)."""
+    total: int
+    """Of how many."""
+    train_loss: float | None = None
+    """Mean loss since the last metrics line, nats per token."""
+    tokens_per_second: float | None = None
+    """Training speed over this attempt."""
+    utilisation: float | None = None
+    """Achieved over peak FLOP/s, where the peak is known."""
+    eta_seconds: float | None = None
+    """Time left."""
+    note: str | None = None
+    """A line worth showing: a resume, a damaged checkpoint passed over."""
+
+
+def train(
+    config: RunConfig,
+    corpus: Corpus,
+    run_dir: Path,
+    run_id: str,
+    execution: Execution,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> str:
+    """Train a run to its end, resuming from its folder; returns its state: done, diverged or preempted.
+
+    A finished run is left untouched.  `should_stop` is asked after every step: when it says yes the run
+    checkpoints and becomes `preempted`.  Raises TrainerError for what a user can mend.
+    """
+    if (finished := read_result(run_dir)) is not None:
+        return str(finished["state"])
+    world = world_from_environment()
+    device = select_device(execution, world.local_rank)
+    prepare_device(execution, device)
+    with process_group(world, device):
+        return _Run(config, corpus, run_dir, run_id, execution, world, device, should_stop, on_progress).run()
+
+
+class _Run:
+    """One attempt at a run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        run_dir: Path,
+        run_id: str,
+        execution: Execution,
+        world: World,
+        device: torch.device,
+        should_stop: Callable[[], bool],
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.config, self.corpus, self.run_dir, self.run_id = config, corpus, run_dir, run_id
+        self.execution, self.world, self.device = execution, world, device
+        self.should_stop, self.on_progress = should_stop, on_progress
+        self.batches = Batches(
+            corpus, config.seed, config.model.seq_len, config.batch_sequences, config.data.max_epochs
+        )
+        self.batches.check(config.steps)
+        self.step = TrainStep(config, execution, device, world)
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.state = LoopState()
+        self.attempt = int(read_status(run_dir).get("attempt", 0)) + 1
+        self.started = time.time()
+        self.last_status = 0.0
+        self.attempt_seconds = 0.0
+        self.attempt_steps = 0
+        self.diverged_step: int | None = None
+
+    def run(self) -> str:
+        """Resume, train, evaluate, write the result."""
+        self._open_folder()
+        outcome = self._train()
+        if outcome == "done":
+            try:
+                evaluation = evaluate(
+                    self.step.network, self.corpus, self.config, self.step.micro, self.device, self._eval_tick
+                )
+            except Interrupted:
+                outcome = "preempted"
+            else:
+                self._finish("done", evaluation)
+        elif outcome == "diverged":
+            self._finish("diverged", None)
+        if outcome == "preempted":
+            self._write_status("preempted")
+        self.world.barrier()
+        return outcome
+
+    def _open_folder(self) -> None:
+        """Create or resume the run folder, and load the newest good checkpoint."""
+        state, notes = load_checkpoint(
+            self.run_dir, self.step.network, self.step.optimizer, self._accumulators()
+        )
+        if state is not None:
+            self.state = state
+            notes.append(f"resumed at step {state.step} of {self.config.steps}")
+        if self.world.is_main:
+            with io_errors(self.run_dir):
+                self.run_dir.mkdir(parents=True, exist_ok=True)
+            if not (self.run_dir / CONFIG).exists():
+                write_atomic(self.run_dir / CONFIG, self.config.canonical_json() + "\n")
+            write_json(
+                self.run_dir / ENV, environment(device_name(self.device), torch.get_num_threads())
+            )
+            if (self.run_dir / METRICS).exists():
+                truncate_metrics(self.run_dir, self.state.logged_step)
+            self._write_status("running")
+        for note in notes:
+            self.on_progress(Progress("train", self.state.step, self.config.steps, note=note))
+        self.world.barrier()
+
+    def _train(self) -> str:
+        """The loop proper; returns done, diverged or preempted."""
+        config, state = self.config, self.state
+        every = max(1, config.steps // self.execution.log_points)
+        clock = last_saved = time.monotonic()
+        while state.step < config.steps:
+            batch = self.batches.batch(state.step, self.world.rank, self.world.size)
+            loss, grad_norm = self.step(state.step, *batch)
+            self.loss_sum += loss
+            state.step += 1
+            self.attempt_steps += 1
+
+            now = time.monotonic()
+            state.seconds += now - clock
+            self.attempt_seconds += now - clock
+            clock = now
+            at_end = state.step == config.steps
+            due = now - last_saved >= self.execution.checkpoint_seconds
+            stopping, due = self.world.any((self.should_stop(), due), self.device)
+            saving = at_end or stopping or due
+            logging = at_end or state.step % every == 0
+            if (logging or saving) and (bad := self.step.guard.diverged_at()) is not None:
+                self.diverged_step = bad
+                return "diverged"
+            if logging:
+                self._log(grad_norm)
+            if saving:
+                self._save()
+                last_saved = time.monotonic()
+            if stopping and not at_end:
+                return "preempted"
+            if now - self.last_status >= self.execution.heartbeat_seconds:
+                self._report()
+        return "done"
+
+    def _accumulators(self) -> dict[str, Tensor]:
+        return {"loss_sum": self.loss_sum}
+
+    def _save(self) -> None:
+        if self.world.is_main:
+            save_checkpoint(
+                self.run_dir, self.step.network, self.step.optimizer, self._accumulators(), self.state
+            )
+        self.world.barrier()
+
+    def _log(self, grad_norm: Tensor) -> None:
+        """Write one metrics line and start the next window."""
+        window = self.state.step - self.state.logged_step
+        self.state.train_loss = self.loss_sum.item() / window
+        self.loss_sum.zero_()
+        self.state.logged_step = self.state.step
+        if not self.world.is_main:
+            return
+        append_metrics(
+            self.run_dir,
+            {
+                "step": self.state.step,
+                "tokens": self.state.step * self.config.optim.batch_tokens,
+                "train_loss": self.state.train_loss,
+                "lr": self.step.optimizer.param_groups[0]["lr"],
+                "grad_norm": grad_norm.item(),
+                "tokens_per_second": round(self._tokens_per_second(), 1),
+                "seconds": round(self.state.seconds, 3),
+                "time": round(time.time(), 3),
+            },
+        )
+
+    def _tokens_per_second(self) -> float:
+        return self.attempt_steps * self.config.optim.batch_tokens / max(1e-9, self.attempt_seconds)
+
+    def _report(self) -> None:
+        """Heartbeat for the ledger and progress for the watcher."""
+        speed = self._tokens_per_second()
+        left = (self.config.steps - self.state.step) * self.config.optim.batch_tokens / max(speed, 1e-9)
+        peak = peak_flops(self.device, self.config.precision)
+        achieved = speed * flops_per_token(self.config.model) / (peak * self.world.size) if peak else None
+        self._write_status("running", tokens_per_second=round(speed, 1), eta_seconds=round(left, 1))
+        self.on_progress(
+            Progress("train", self.state.step, self.config.steps, self.state.train_loss, speed, achieved, left)
+        )
+
+    def _eval_tick(self, done: int, total: int) -> bool:
+        if time.monotonic() - self.last_status >= self.execution.heartbeat_seconds:
+            self._write_status("running", eta_seconds=0.0)
+            self.on_progress(Progress("evaluate", done, total, self.state.train_loss))
+        return self.world.any((self.should_stop(),), self.device)[0]
+
+    def _write_status(self, state: str, **more: Any) -> None:
+        self.last_status = time.monotonic()
+        if not self.world.is_main:
+            return
+        status = {
+            "state": state,
+            "attempt": self.attempt,
+            "step": self.state.step,
+            "total_steps": self.config.steps,
+            "tokens": self.state.step * self.config.optim.batch_tokens,
+            "train_loss": self.state.train_loss,
+            "heartbeat": time.time(),
+            "started": self.started,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            **more,
+        }
+        write_status(self.run_dir, status)
+
+    def _finish(self, state: str, evaluation: Evaluation | None) -> None:
+        """Write result.json, last, then the final status."""
+        if not self.world.is_main:
+            return
+        result = build_result(
+            self.config,
+            self.corpus,
+            self.run_id,
+            state,
+            self.state.train_loss,
+            evaluation,
+            self.state.seconds,
+            self.state.step,
+            self.diverged_step,
+        )
+        machine = {"device": device_name(self.device), "threads": torch.get_num_threads()}
+        write_result(self.run_dir, {**result, **machine, "attempts": self.attempt})
+        self._write_status(state)

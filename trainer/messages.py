@@ -1,0 +1,67 @@
+"""Turns pydantic's complaints into one line: the dotted path, the value and the nearest valid key."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+
+def validation_line(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    """Return the first complaint of `error` as one line, and how many more there are.
+
+    Args:
+        error: what pydantic raised while validating `model`.
+        model: the class that was validated.
+        source: where the values came from (a file, an option), put first.
+    """
+    complaints = error.errors(include_url=False)
+    first = complaints[0]
+    loc = [part for part in first["loc"] if isinstance(part, int) or not _is_tag(part)]
+    path = ".".join(str(part) for part in loc) or "(top level)"
+    if first["type"] == "extra_forbidden":
+        valid = _fields_at(model, loc[:-1])
+        text = f"unknown key '{path}'" + nearest(str(loc[-1]), valid)
+    elif first["type"] == "missing":
+        text = f"key '{path}' is missing"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        value = first["input"]
+        shown = f" = {value!r}" if isinstance(value, str | int | float | bool) else ""
+        text = message if path == "(top level)" else f"{path}{shown}: {message}"
+    more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+    return " ".join(f"{source}: {text}{more}".split())
+
+
+def nearest(written: str, valid: list[str]) -> str:
+    """A hint for a misspelt name: the closest valid one, or all of them."""
+    close = difflib.get_close_matches(written, valid, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; valid: {', '.join(sorted(valid))}" if valid else ""
+
+
+def _is_tag(part: str) -> bool:
+    """Pydantic adds the names of validators and union members to a location; they are not keys."""
+    return part.startswith(("function-", "lax-or-strict", "constrained-")) or "[" in part
+
+
+def _fields_at(model: type[BaseModel], loc: list[Any]) -> list[str]:
+    current: list[type[BaseModel]] = [model]
+    for part in loc:
+        inner: list[type[BaseModel]] = []
+        for cls in current:
+            if part in cls.model_fields:
+                inner += _models_in(cls.model_fields[part].annotation)
+        current = inner or current
+    return sorted({name for cls in current for name in cls.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType) or get_args(annotation):
+        return [m for arg in get_args(annotation) for m in _models_in(arg)]
+    return []

@@ -1,0 +1,1 @@
+"""The networks; importing this package loads no torch."""

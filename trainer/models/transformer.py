@@ -1,0 +1,188 @@
+"""The decoder-only transformer: pre-norm, RoPE, grouped-query attention, structured FFN, tied head.
+
+Shapes: B = sequences, T = positions, D = d_model, F = d_ff, H = query heads, G = key/value heads,
+E = width of a head, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.config import ModelConfig
+from trainer.flops import ffn_structures
+from trainer.models.structures import Dense, Structure
+
+
+class StructuredLinear(nn.Module):
+    """A linear map whose weight is held in the factors of a structure."""
+
+    def __init__(self, structure: Structure, d_in: int, d_out: int, bias: bool) -> None:
+        super().__init__()
+        self.structure, self.d_in, self.d_out = structure, d_in, d_out
+        shapes = structure.factor_shapes(d_in, d_out)
+        self.factors = nn.ParameterDict({name: nn.Parameter(torch.empty(s)) for name, s in shapes.items()})
+        self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to x (..., d_in); returns (..., d_out)."""
+        return self.structure.forward(x, self.factors, self.bias)
+
+    @torch.no_grad()
+    def reset(self, std: float, generator: torch.Generator) -> None:
+        """Initialise the factors as the structure says; the bias starts at zero."""
+        for name, value in self.structure.init(self.d_in, self.d_out, std, generator).items():
+            self.factors[name].copy_(value)
+
+    def merged_weight(self) -> Tensor:
+        """The dense (d_out, d_in) matrix that this layer stands for."""
+        return self.structure.merged_weight(self.factors)
+
+
+def make_norm(model: ModelConfig) -> nn.Module:
+    """The pre-norm of a block or of the head."""
+    if model.norm == "rmsnorm":
+        return nn.RMSNorm(model.d_model, eps=model.norm_eps)
+    return nn.LayerNorm(model.d_model, eps=model.norm_eps, bias=model.bias)
+
+
+def rope_table(seq_len: int, head_dim: int, base: float) -> Tensor:
+    """Rotations (T, 1, E/2, 2): cosine and sine of position times frequency (Su et al. 2104.09864)."""
+    frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.arange(seq_len, dtype=torch.float64)[:, None] * frequency
+    return torch.stack((angle.cos(), angle.sin()), dim=-1)[:, None].float()
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate neighbouring pairs of x (B, T, heads, E) by their position's angles, in fp32."""
+    pairs = x.float().reshape(*x.shape[:-1], -1, 2)
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(table[: x.shape[1]])
+    return torch.view_as_real(turned).flatten(-2).type_as(x)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with RoPE; the four projections are always dense."""
+
+    def __init__(self, model: ModelConfig, kernel: str) -> None:
+        super().__init__()
+        self.model, self.kernel = model, kernel
+        self.qkv = StructuredLinear(Dense(), model.d_model, model.attn_dim + 2 * model.kv_dim, model.bias)
+        self.out = StructuredLinear(Dense(), model.attn_dim, model.d_model, model.bias)
+        gain = (model.head_dim,)
+        self.q_gain = nn.Parameter(torch.ones(gain)) if model.qk_norm else None
+        self.k_gain = nn.Parameter(torch.ones(gain)) if model.qk_norm else None
+
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+        """Attend; x is (B, T, D), `rope` the rotations, `mask` (T, T) with -inf above the diagonal."""
+        batch, length, _ = x.shape
+        n_heads, n_kv, width = self.model.n_heads, self.model.n_kv_heads, self.model.head_dim
+        qkv = self.qkv(x).view(batch, length, n_heads + 2 * n_kv, width)
+        qk, v = qkv.split((n_heads + n_kv, n_kv), dim=2)
+        if self.q_gain is not None and self.k_gain is not None:
+            q, k = qk.split((n_heads, n_kv), dim=2)
+            q = F.rms_norm(q, (width,), self.q_gain, self.model.norm_eps)
+            k = F.rms_norm(k, (width,), self.k_gain, self.model.norm_eps)
+            qk = torch.cat((q, k), dim=2)
+        # Queries and keys turn by the same angles: one kernel for both.
+        q, k = rotate(qk, rope).type_as(v).transpose(1, 2).split((n_heads, n_kv), dim=1)
+        v = v.transpose(1, 2)
+        if self.kernel == "matmul":
+            mixed = matmul_attention(q, k, v, mask[:length, :length])
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=n_kv != n_heads)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, n_heads * width))
+
+
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention by explicit products; q is (B, H, T, E), k and v (B, G, T, E), returns (B, H, T, E)."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
+    return torch.softmax(scores + mask.to(scores.dtype), dim=-1).to(v.dtype) @ v
+
+
+class FeedForward(nn.Module):
+    """The FFN: up, nonlinearity, down; swiglu has a gating map beside up."""
+
+    def __init__(self, model: ModelConfig, structure: Structure) -> None:
+        super().__init__()
+        self.up = StructuredLinear(structure, model.d_model, model.d_ff, model.bias)
+        self.down = StructuredLinear(structure, model.d_ff, model.d_model, model.bias)
+        gated = model.activation == "swiglu"
+        self.gate = StructuredLinear(structure, model.d_model, model.d_ff, model.bias) if gated else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, T, D) to (B, T, D)."""
+        hidden = F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
+        out: Tensor = self.down(hidden)
+        return out
+
+
+class Block(nn.Module):
+    """Attention and FFN, each on a normalised copy of the residual stream."""
+
+    def __init__(self, model: ModelConfig, structure: Structure, kernel: str) -> None:
+        super().__init__()
+        self.norm_attention, self.attention = make_norm(model), Attention(model, kernel)
+        self.norm_ffn, self.ffn = make_norm(model), FeedForward(model, structure)
+
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+        """Add attention, then the FFN, to x (B, T, D)."""
+        x = x + self.attention(self.norm_attention(x), rope, mask)
+        out: Tensor = x + self.ffn(self.norm_ffn(x))
+        return out
+
+
+class Transformer(nn.Module):
+    """The language model.  `kernel` is the attention kernel, "sdpa" or "matmul"."""
+
+    rope: Tensor
+    mask: Tensor
+
+    def __init__(self, model: ModelConfig, kernel: str = "sdpa") -> None:
+        super().__init__()
+        self.model = model
+        self.embedding = nn.Embedding(model.vocab_size, model.d_model)
+        self.blocks = nn.ModuleList(Block(model, s, kernel) for s in ffn_structures(model))
+        self.norm_head = make_norm(model)
+        self.register_buffer(
+            "rope", rope_table(model.seq_len, model.head_dim, model.rope_base), persistent=False
+        )
+        square = (model.seq_len, model.seq_len) if kernel == "matmul" else (0, 0)
+        self.register_buffer("mask", torch.full(square, -torch.inf).triu(1), persistent=False)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Next-token logits (B, T, V) for tokens (B, T)."""
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, self.rope, self.mask)
+        return F.linear(self.norm_head(x), self.embedding.weight)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy (B, T) in nats, fp32, of `targets` (B, T) after `tokens` (B, T)."""
+        logits = self.logits(tokens).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.view(targets.shape)
+
+
+@torch.no_grad()
+def initialise(network: Transformer, seed: int) -> None:
+    """Draw every weight from a generator keyed by (seed, its name).
+
+    A weight's draw depends on nothing else, so that networks which differ in their FFN share the rest.
+    """
+    std = network.model.init_std
+    network.embedding.weight.normal_(std=std, generator=_generator(seed, "embedding"))
+    for name, module in network.named_modules():
+        if isinstance(module, StructuredLinear):
+            module.reset(std, _generator(seed, name))
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"init\n{seed}\n{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))

@@ -1,0 +1,199 @@
+"""Named sizes, and how a partial configuration (preset, structure, budget) becomes a RunConfig.
+
+`paper-*` are the four models of arXiv 2406.16450 (tables 10-11); `cpu-*` and `gpu-*` are ladders of constant
+aspect ratio d_model / n_layers.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer.config import ModelConfig, RunConfig
+from trainer.errors import ConfigError
+from trainer.flops import flops_per_token, model_counts
+from trainer.messages import nearest, validation_line
+from trainer.models.structures import Dense, structure_label
+
+Partial = dict[str, Any]
+
+
+def _paper(d_model: int, n_layers: int, n_heads: int, peak_lr: float, tokens: int) -> Partial:
+    return {
+        "model": {
+            "d_model": d_model, "n_layers": n_layers, "n_heads": n_heads,
+            "vocab_size": 32_000, "seq_len": 1024,
+        },
+        "data": {
+            "corpus": {"kind": "hf", "name": "tiiuae/falcon-refinedweb", "text_field": "content"},
+            "tokenizer": {"kind": "file", "path": "tokenizers/llama-7b.json"},
+        },
+        "optim": {
+            "peak_lr": peak_lr, "batch_tokens": 524_288, "beta2": 0.999, "decay": "all",
+        },
+        "eval": {"tokens": 512_000 * 1024},
+        "tokens": tokens,
+        "precision": "bf16",
+    }  # fmt: skip
+
+
+def _cpu(d_model: int, n_layers: int, peak_lr: float, batch_tokens: int) -> Partial:
+    return {
+        "model": {"d_model": d_model, "n_layers": n_layers, "n_heads": d_model // 16, "seq_len": 256},
+        "data": {"corpus": "pysource", "tokenizer": "bpe-512"},
+        "optim": {"peak_lr": peak_lr, "batch_tokens": batch_tokens},
+    }
+
+
+def _gpu(d_model: int, n_layers: int, peak_lr: float, batch_tokens: int) -> Partial:
+    return {
+        "model": {"d_model": d_model, "n_layers": n_layers, "n_heads": d_model // 64, "seq_len": 1024},
+        "data": {"corpus": "pysource", "tokenizer": "bpe-8192"},
+        "optim": {"peak_lr": peak_lr, "batch_tokens": batch_tokens},
+        "precision": "bf16",
+    }
+
+
+PRESETS: dict[str, Partial] = {
+    "paper-s": _paper(768, 12, 12, 6e-4, 2_200_000_000),
+    "paper-m": _paper(1024, 24, 16, 3e-4, 6_700_000_000),
+    "paper-l": _paper(1536, 24, 12, 2.5e-4, 14_580_000_000),
+    "paper-xl": _paper(2048, 24, 16, 2e-4, 25_500_000_000),
+    "cpu-xs": _cpu(32, 2, 6e-3, 4096),
+    "cpu-s": _cpu(48, 3, 5e-3, 4096),
+    "cpu-m": _cpu(64, 4, 4e-3, 4096),
+    "cpu-l": _cpu(80, 5, 3.5e-3, 4096),
+    "cpu-xl": _cpu(96, 6, 3e-3, 4096),
+    "cpu-2xl": _cpu(112, 7, 2.5e-3, 8192),
+    "cpu-3xl": _cpu(128, 8, 2e-3, 8192),
+    "gpu-xs": _gpu(192, 3, 3e-3, 65_536),
+    "gpu-s": _gpu(256, 4, 2.5e-3, 65_536),
+    "gpu-m": _gpu(384, 6, 2e-3, 131_072),
+    "gpu-l": _gpu(512, 8, 1.5e-3, 131_072),
+    "gpu-xl": _gpu(704, 11, 1e-3, 262_144),
+    "gpu-2xl": _gpu(1152, 18, 6e-4, 524_288),
+}
+
+
+class Budget(BaseModel):
+    """How long to train: exactly one of tokens, tokens_per_param and train_flops."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int | None = Field(default=None, gt=0)
+    """Training tokens."""
+    tokens_per_param: float | None = Field(default=None, gt=0)
+    """Training tokens over parameters."""
+    train_flops: float | None = Field(default=None, gt=0)
+    """Training FLOPs, `paper` convention."""
+    of: Literal["run", "dense"] = "run"
+    """Whose parameters tokens_per_param counts: the run's own, or those of its dense counterpart."""
+    count: Literal["total", "non_embedding"] = "total"
+    """Which parameters tokens_per_param counts."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [k for k in ("tokens", "tokens_per_param", "train_flops") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of tokens, tokens_per_param, train_flops (got {', '.join(given) or 'none'})"
+            )
+        return self
+
+    def tokens_for(self, model: ModelConfig) -> int:
+        """Training tokens that this budget allows the model."""
+        if self.tokens is not None:
+            return self.tokens
+        if self.train_flops is not None:
+            return int(self.train_flops / flops_per_token(model))
+        assert self.tokens_per_param is not None
+        if self.of == "dense":
+            model = model.model_copy(update={"structure": Dense()})
+        counts = model_counts(model)
+        params = counts.params_total if self.count == "total" else counts.params_non_embedding
+        return int(self.tokens_per_param * params)
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Partial:
+    """Deep merge: tables are merged, anything else in `top` replaces; a table with `kind` replaces whole."""
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        deep = isinstance(value, Mapping) and isinstance(old, Mapping) and "kind" not in value
+        merged[key] = merge(old, value) if deep and isinstance(old, Mapping) else value
+    return merged
+
+
+def preset(name: str) -> Partial:
+    """The partial configuration of a named size; ConfigError with the nearest name where unknown."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset '{name}'{nearest(name, list(PRESETS))}")
+    return PRESETS[name]
+
+
+def resolve(partial: Mapping[str, Any], source: str) -> RunConfig:
+    """Build a RunConfig from a partial one.
+
+    Beside RunConfig's own keys, `partial` may hold `preset` (a name), `structure` (a name or table, short
+    for model.structure) and `budget` (a table, see Budget; default the preset's tokens, else 20 per
+    parameter of the dense counterpart).  Raises ConfigError with one line that starts with `source`.
+    """
+    given = dict(partial)
+    name = given.pop("preset", None)
+    structure, budget = given.pop("structure", None), given.pop("budget", None)
+    if name is not None:
+        given = merge(preset(str(name)), given)
+    if structure is not None:
+        given = merge(given, {"model": {"structure": structure}})
+    if budget is not None:
+        given.pop("tokens", None)
+    try:
+        if "tokens" in given:
+            return RunConfig.model_validate(given)
+        chosen = Budget.model_validate(budget if budget is not None else _DEFAULT_BUDGET)
+    except ValidationError as error:
+        owner: type[BaseModel] = Budget if error.title == "Budget" else RunConfig
+        where = f"{source}: budget" if owner is Budget else source
+        raise ConfigError(validation_line(error, owner, where)) from None
+    try:
+        # A placeholder budget lets the model be validated first; the real one needs its counts.
+        draft = RunConfig.model_validate({**given, "tokens": 2**62})
+        return RunConfig.model_validate({**given, "tokens": max(1, chosen.tokens_for(draft.model))})
+    except ValidationError as error:
+        raise ConfigError(validation_line(error, RunConfig, source)) from None
+
+
+_DEFAULT_BUDGET = {"tokens_per_param": 20, "of": "dense"}
+
+
+def load_toml(path: Path) -> Partial:
+    """Read a TOML file; ConfigError names the file and the line where it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def size_label(model: ModelConfig) -> str:
+    """The preset with this depth and width, else its dimensions as 'd64-L4'."""
+    return _sizes().get((model.d_model, model.n_layers), f"d{model.d_model}-L{model.n_layers}")
+
+
+def run_labels(config: RunConfig) -> dict[str, str]:
+    """`size` and `structure` of a run, as tables and figures group by them."""
+    model = config.model
+    return {"size": size_label(model), "structure": structure_label(model.structure, model.d_model)}
+
+
+@lru_cache(maxsize=1)
+def _sizes() -> dict[tuple[int, int], str]:
+    return {(p["model"]["d_model"], p["model"]["n_layers"]): name for name, p in PRESETS.items()}

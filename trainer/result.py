@@ -1,0 +1,55 @@
+"""The content of result.json: the one record of a run that becomes a data point."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from trainer.config import SCHEMA_VERSION, RunConfig
+from trainer.corpora import Corpus
+from trainer.evaluate import Evaluation
+from trainer.flops import CONVENTIONS, describe, train_flops
+from trainer.presets import run_labels
+
+
+def build_result(
+    config: RunConfig,
+    corpus: Corpus,
+    run_id: str,
+    state: str,
+    train_loss: float | None,
+    evaluation: Evaluation | None,
+    seconds: float,
+    steps_done: int,
+    diverged_step: int | None,
+) -> dict[str, Any]:
+    """Gather what a finished (`done`) or `diverged` run leaves; a diverged run has no val_loss."""
+    counts = describe(config)
+    return {
+        "run_id": run_id,
+        "schema": SCHEMA_VERSION,
+        "state": state,
+        **run_labels(config),
+        "structure_kind": config.model.structure.kind,
+        "d_model": config.model.d_model,
+        "n_layers": config.model.n_layers,
+        "d_ff": config.model.d_ff,
+        "seed": config.seed,
+        "corpus": corpus.label,
+        "precision": config.precision,
+        "params": counts.pop("params_total"),
+        **counts,
+        "batch_tokens": config.optim.batch_tokens,
+        "peak_lr": config.optim.peak_lr,
+        "flops": {name: train_flops(config, name) for name in CONVENTIONS},
+        "train_loss": train_loss,
+        "val_loss": evaluation.loss if evaluation else None,
+        "val_loss_se": evaluation.loss_se if evaluation else None,
+        "val_bits_per_byte": evaluation.bits_per_byte if evaluation else None,
+        "val_tokens": evaluation.tokens if evaluation else None,
+        "entropy_rate": corpus.entropy_rate,
+        "diverged_step": diverged_step,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(steps_done * config.optim.batch_tokens / max(1e-9, seconds), 1),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,78 @@
+"""One update: batch in, weights changed.  Shared by the loop and the benchmark, so that they cannot differ."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainer.config import RunConfig
+from trainer.device import attention_kernel, autocast, micro_batch
+from trainer.distributed import World
+from trainer.execution import Execution
+from trainer.models.transformer import Transformer, initialise
+from trainer.optim import DivergenceGuard, build_optimizer
+from trainer.schedule import learning_rate
+
+
+class TrainStep:
+    """The network with its optimizer, and the update of one step.
+
+    Raises ConfigError where the global batch does not divide over the processes.
+    """
+
+    def __init__(self, config: RunConfig, execution: Execution, device: torch.device, world: World) -> None:
+        self.config, self.device, self.world = config, device, world
+        self.micro = micro_batch(config, execution, device, world.size)
+        self.network = Transformer(config.model, attention_kernel(config, execution, device))
+        initialise(self.network, config.seed)
+        self.network.to(device)
+        self.optimizer = build_optimizer(self.network, config.optim)
+        self.guard = DivergenceGuard(config.optim.diverge_ratio * math.log(config.model.vocab_size), device)
+        self.forward: nn.Module = self.network
+        if execution.compile:
+            self.forward = torch.compile(self.forward)  # type: ignore[assignment]
+        if world.size > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.forward = nn.parallel.DistributedDataParallel(self.forward, device_ids=ids)
+
+    def __call__(
+        self, step: int, inputs: NDArray[np.int64], targets: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor]:
+        """Do update `step` (0-based) on this process's rows of the global batch, each (rows, T).
+
+        Returns the mean loss over the global batch (nats per token) and the gradient norm before
+        clipping, both on the device, so that nothing waits for it.
+        """
+        rate = learning_rate(step, self.config.steps, self.config.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._accumulate_gradients(inputs, targets)
+        grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip)
+        self.guard.check(step, loss, grad_norm)
+        self.guard.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, grad_norm
+
+    def _accumulate_gradients(self, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> Tensor:
+        rows = len(inputs)
+        total = torch.zeros((), device=self.device)
+        for start in range(0, rows, self.micro):
+            part = slice(start, start + self.micro)
+            last = start + self.micro >= rows
+            # Gradients travel between processes once a step, with the last micro-batch.
+            hold = nullcontext() if last or self.world.size == 1 else self.forward.no_sync()  # type: ignore[operator]
+            with hold:
+                with autocast(self.config, self.device):
+                    losses = self.forward(self._to_device(inputs[part]), self._to_device(targets[part]))
+                loss = losses.mean() * (self.micro / rows)
+                loss.backward()
+            total += loss.detach()
+        return self.world.mean(total)
+
+    def _to_device(self, array: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)

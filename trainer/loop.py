@@ -22,7 +22,7 @@ from trainer.batches import Batches
 from trainer.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from trainer.config import RunConfig
 from trainer.corpora import Corpus
-from trainer.device import device_name, peak_flops, prepare_device, select_device
+from trainer.device import cpu_has_bf16, device_name, peak_flops, prepare_device, select_device
 from trainer.distributed import World, process_group, world_from_environment
 from trainer.evaluate import Evaluation, Interrupted, evaluate
 from trainer.execution import Execution
@@ -162,6 +162,8 @@ class _Run:
             if (self.run_dir / METRICS).exists():
                 truncate_metrics(self.run_dir, self.state.logged_step)
             self._write_status("running")
+        if self.config.precision == "bf16" and self.device.type == "cpu" and not cpu_has_bf16():
+            notes.append("this CPU has no bf16 instructions: bf16 is emulated, some 20 times slower than fp32")
         for note in notes:
             self.on_progress(Progress("train", self.state.step, self.config.steps, note=note))
         self.world.barrier()

@@ -99,12 +99,18 @@ def structure_from(value: Any, d_model: int) -> Structure:
 
 
 def structure_label(structure: Structure, d_model: int) -> str:
-    """The short name that resolves to this structure at this width, else its kind with its fields."""
+    """The short name that resolves to this structure at this width, else its kind with its fields.
+
+    At small widths neighbouring budgets round to the same fields; the roundest of them is the label, so
+    that one budget keeps one name over a ladder of sizes.
+    """
     if structure.kind == "dense":
         return "dense"
-    share = structure.matmul_params(d_model, 4 * d_model) + structure.matmul_params(4 * d_model, d_model)
-    for budget in (63, 32, round(100 * share / (8 * d_model * d_model))):
-        if 1 <= budget <= 100 and type(structure).from_budget(budget_fraction(budget), d_model) == structure:
+    weights = structure.matmul_params(d_model, 4 * d_model) + structure.matmul_params(4 * d_model, d_model)
+    share = round(100 * weights / (8 * d_model * d_model))
+    near = sorted(range(max(1, share - 4), min(100, share + 4) + 1), key=lambda b: (b % 10 > 0, b % 5 > 0))
+    for budget in (63, 32, *near):
+        if type(structure).from_budget(budget_fraction(budget), d_model) == structure:
             return f"{structure.kind}-{budget}"
     fields = ",".join(f"{k}={v}" for k, v in structure.model_dump().items() if k != "kind")
     return f"{structure.kind}({fields})"

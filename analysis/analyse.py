@@ -1,0 +1,108 @@
+"""From a runs table to its fits and verdict: the one computation behind report, figures and command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.compare import Comparison, compare_slopes
+from analysis.errors import AnalysisError
+from analysis.fit import Fit, Refusal, distinct_budgets, fit_law
+from analysis.laws import Array, IrreduciblePowerLaw, PowerLaw, geometric_mean
+from analysis.table import Runs, structures_of
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A table with its fits by structure, in the order of figures and reports.
+
+    reference: C0, geometric mean of the training FLOPs of all runs, the same for every structure.
+    """
+
+    name: str
+    runs: Runs
+    reference: float
+    power: dict[str, Fit | Refusal]
+    irreducible: dict[str, Fit | Refusal]
+    comparison: Comparison
+
+    @property
+    def structures(self) -> list[str]:
+        """Structure labels in order."""
+        return list(self.power)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form of fits and verdict, float64 at full precision."""
+        fits = {
+            name: {"power": self.power[name].to_dict(), "irreducible": self.irreducible[name].to_dict()}
+            for name in self.power
+        }
+        return {
+            "name": self.name,
+            "reference_flops": self.reference,
+            "laws": {law.name: law.formula for law in (PowerLaw, IrreduciblePowerLaw)},
+            "fits": fits,
+            "comparison": self.comparison.to_dict(),
+        }
+
+
+def points(table: pd.DataFrame, structure: str) -> tuple[Array, Array]:
+    """Training FLOPs and losses of one structure, each of shape (n,)."""
+    rows = table[table["structure"] == structure]
+    return rows["train_flops"].to_numpy(np.float64), rows["val_loss"].to_numpy(np.float64)
+
+
+def analyse(runs: Runs, name: str, irreducible: float | None = None) -> Analysis:
+    """Fit both laws to every structure and compare the exponents.
+
+    Args:
+        runs: the table.
+        name: what the report calls it.
+        irreducible: a known irreducible loss in nats per token; where None, the entropy rate of the corpus is
+            used if the table holds one and the same for all runs.
+
+    Raises:
+        AnalysisError: no finished run, or an impossible irreducible loss.
+    """
+    if runs.table.empty:
+        raise AnalysisError(f"{name}: no finished run to fit ({runs.coverage()}); run or resume the sweep first")
+    groups = {structure: points(runs.table, structure) for structure in structures_of(runs.table)}
+    reference = geometric_mean(runs.table["train_flops"].to_numpy(np.float64))
+    known = irreducible if irreducible is not None else _entropy_rate(runs.table)
+    return Analysis(
+        name=name,
+        runs=runs,
+        reference=reference,
+        power={s: fit_law(PowerLaw.name, *xy, s, reference) for s, xy in groups.items()},
+        irreducible={s: fit_law(IrreduciblePowerLaw.name, *xy, s, reference) for s, xy in groups.items()},
+        comparison=compare_slopes(groups, design_words(runs.table), known),
+    )
+
+
+def _entropy_rate(table: pd.DataFrame) -> float | None:
+    """The known entropy rate where every run has the same one and lies above it."""
+    if "entropy_rate" not in table:
+        return None
+    rates = table["entropy_rate"].to_numpy(np.float64)
+    same = bool(np.all(np.isfinite(rates)) and np.ptp(rates) == 0)
+    return float(rates[0]) if same and 0 < rates[0] < table["val_loss"].min() else None
+
+
+def design_words(table: pd.DataFrame) -> str:
+    """The design as the verdict names it: `4 sizes x 1 seed` where it is a full grid, else the run count."""
+    shapes = set()
+    for structure in structures_of(table):
+        flops, _ = points(table, structure)
+        budgets = distinct_budgets(flops)
+        if flops.size % budgets or len(np.unique(np.round(np.log(flops), 6))) != budgets:
+            return f"{len(table)} runs"
+        shapes.add((budgets, flops.size // budgets))
+    if len(shapes) != 1:
+        return f"{len(table)} runs"
+    budgets, seeds = shapes.pop()
+    sizes = table["size"].nunique() if "size" in table else 0
+    what = "sizes" if sizes == budgets else "training budgets"
+    return f"{budgets} {what} x {seeds} seed{'s' if seeds > 1 else ''}"

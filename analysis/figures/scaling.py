@@ -1,0 +1,197 @@
+"""The scaling figure: held-out loss over training FLOPs, with fitted laws, bands and the published points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.analyse import Analysis, points
+from analysis.digits import with_error
+from analysis.figures.style import (
+    ONE_COLUMN,
+    TWO_COLUMNS,
+    Look,
+    house_style,
+    log_flops_axis,
+    log_loss_axis,
+    looks,
+)
+from analysis.fit import Fit, Refusal
+from analysis.laws import Array
+
+CURVE_POINTS = 120
+X_MARGIN, Y_MARGIN, LEGEND_ROOM = 0.12, 0.08, 0.14
+# More structures than this leave no free corner for the legend: it goes under the panel.
+INSIDE = 4
+GREY = "#555555"
+DASHES = (0, (3, 1.5))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Limits of a panel in log10: FLOPs from x to x + width, loss from y to y + height."""
+
+    x: float
+    width: float
+    y: float
+    height: float
+
+
+def scaling_figure(ours: Analysis, published: Analysis | None = None, source: str = "") -> Figure:
+    """Draw loss over training FLOPs, log-log, one colour a structure.
+
+    Points are runs (mean and standard error over seeds where there are several). Solid lines are the power
+    law with its 95 % band, dashed lines the law with an irreducible loss, drawn only where it is identified.
+    Both panels show the same loss ratio per unit of height and the same decades per unit of width, so that
+    slopes may be compared by eye; their losses may not (other text, other tokens).
+
+    Args:
+        ours: the fitted table.
+        published: a second panel.
+        source: where the published numbers are from, written under their panel.
+    """
+    panels = [ours] if published is None else [ours, published]
+    windows = [_window(panel) for panel in panels]
+    height = max(window.height for window in windows)
+    width = max(window.width for window in windows)
+    with house_style():
+        size = (ONE_COLUMN, 3.1) if published is None else (TWO_COLUMNS, 3.3)
+        beneath = max(len(panel.structures) for panel in panels) > INSIDE
+        if beneath:
+            size = (size[0], size[1] + 0.8)
+        figure = Figure(figsize=size)
+        rows = figure.subplots(1, len(panels), squeeze=False)[0]
+        chosen = looks([label for panel in panels for label in panel.structures])
+        for axes, panel, window in zip(rows, panels, windows, strict=True):
+            # A panel much shorter than the other is widened to it; both then share one scale.
+            spare = (width - window.width) / 2
+            _draw(axes, panel, chosen)
+            log_flops_axis(axes, 10 ** (window.x - spare), 10 ** (window.x + window.width + spare))
+            log_loss_axis(axes, 10 ** (window.y - (height - window.height) / 2), 10 ** _top(window, height))
+            axes.set_xlabel("Training FLOPs")
+            _legend(axes, panel, chosen, beneath)
+        rows[0].set_ylabel("Held-out loss (nats per token)")
+        coverage = ours.runs.coverage() if ours.runs.expected > len(ours.runs.table) else ""
+        _title(rows[0], ours.name, coverage, size[0] / len(panels))
+        if published is not None:
+            _title(rows[1], "Published", source, size[0] / len(panels))
+        # Computed here, while the style holds: the layout engine is created from it.
+        figure.draw_without_rendering()
+    return figure
+
+
+def _top(window: _Window, height: float) -> float:
+    return window.y + window.height + (height - window.height) / 2
+
+
+def _title(axes: Axes, title: str, note: str, width: float) -> None:
+    """A panel's title, and under it in grey a note, wrapped to the panel's width in inches."""
+    letters = int(width * 17)
+    lines: list[str] = [""]
+    for word in note.split():
+        joined = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], joined] if len(joined) <= letters else [*lines, word]
+    text = "\n".join(lines)
+    axes.set_title(title, fontweight="bold", pad=4 + (8.5 * len(lines) if text else 0))
+    if text:
+        axes.annotate(
+            text, (0, 1), xytext=(0, 4), xycoords="axes fraction", textcoords="offset points",
+            fontsize=6.5, color=GREY, va="bottom", linespacing=1.15,
+        )  # fmt: skip
+
+
+def _window(panel: Analysis) -> _Window:
+    x = np.log10(panel.runs.table["train_flops"].to_numpy(np.float64))
+    y = np.log10(panel.runs.table["val_loss"].to_numpy(np.float64))
+    width, height = max(float(np.ptp(x)), 0.3), max(float(np.ptp(y)), 0.02)
+    entries = len(panel.structures) if len(panel.structures) <= INSIDE else 0
+    left = (float(x.min()) + float(x.max()) - width) / 2
+    bottom = (float(y.min()) + float(y.max()) - height) / 2
+    room = Y_MARGIN + LEGEND_ROOM * entries / 4
+    return _Window(
+        left - X_MARGIN * width / 2,
+        width * (1 + X_MARGIN),
+        bottom - Y_MARGIN * height,
+        height * (1 + Y_MARGIN + room),
+    )
+
+
+def _draw(axes: Axes, panel: Analysis, chosen: dict[str, Look]) -> None:
+    for label in panel.structures:
+        look = chosen[label]
+        flops, _ = points(panel.runs.table, label)
+        grid = np.geomspace(flops.min(), flops.max(), CURVE_POINTS)
+        _curve(axes, panel.power[label], grid, look, "-")
+        _curve(axes, panel.irreducible[label], grid, look, DASHES)
+        _points(axes, panel.runs.table[panel.runs.table["structure"] == label], look)
+
+
+def _curve(
+    axes: Axes, fit: Fit | Refusal, grid: Array, look: Look, line: str | tuple[int, tuple[float, float]]
+) -> None:
+    if isinstance(fit, Refusal) or not fit.identified:
+        return
+    solid = line == "-"
+    # The dashes are the heavier, since they would vanish where the two laws agree.
+    axes.plot(
+        grid, fit.predict(grid), color=look.colour, linestyle=line, linewidth=0.8 if solid else 1.5, zorder=3
+    )
+    band = fit.band(grid)
+    if band is not None:
+        shade = 0.16 if solid else 0.08
+        axes.fill_between(grid, *band, color=look.colour, alpha=shade, linewidth=0, zorder=2)
+
+
+def _points(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
+    """Means over seeds with their standard error; single runs with that of their evaluation, where known."""
+    for flops, cell in rows.groupby("train_flops", sort=True):
+        losses = cell["val_loss"].to_numpy(np.float64)
+        error = None
+        if losses.size > 1:
+            error = float(losses.std(ddof=1)) / math.sqrt(losses.size)
+            axes.plot(
+                np.full(losses.size, float(str(flops))), losses, look.marker, color=look.colour,
+                markersize=2.2, alpha=0.45, linestyle="none", zorder=4,
+            )  # fmt: skip
+        elif "val_loss_se" in cell and math.isfinite(float(cell["val_loss_se"].iloc[0])):
+            error = float(cell["val_loss_se"].iloc[0])
+        axes.errorbar(
+            [float(str(flops))], [losses.mean()], yerr=error, marker=look.marker, color=look.colour,
+            markerfacecolor=look.colour if look.filled else "white", markeredgewidth=1.0,
+            elinewidth=0.8, linestyle="none", zorder=5,
+        )  # fmt: skip
+
+
+def _legend(axes: Axes, panel: Analysis, chosen: dict[str, Look], beneath: bool) -> None:
+    handles = []
+    for label in panel.structures:
+        fit, look = panel.power[label], chosen[label]
+        fitted = isinstance(fit, Fit)
+        handles.append(
+            Line2D(
+                [], [], color=look.colour, marker=look.marker, linewidth=1.0 if fitted else 0,
+                markerfacecolor=look.colour if look.filled else "white", label=_entry(label, fit),
+            )  # fmt: skip
+        )
+    if any(isinstance(fit, Fit) and fit.identified for fit in panel.irreducible.values()):
+        text = r"with irreducible loss $E$"
+        handles.append(Line2D([], [], color=GREY, linestyle=DASHES, linewidth=1.5, label=text))
+    title = r"$L \propto C^{\,-\alpha}$, 95 % band"
+    place: dict[str, Any] = {"loc": "upper right"}
+    if beneath:
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2, "columnspacing": 1.0}
+    axes.legend(handles=handles, title=title, title_fontsize=7, alignment="left", **place)
+
+
+def _entry(label: str, fit: Fit | Refusal) -> str:
+    if isinstance(fit, Refusal):
+        return f"{label}  ({fit.n} run{'s' if fit.n > 1 else ''}, no fit)"
+    error = fit.standard_errors["alpha"] if fit.standard_errors else None
+    return rf"{label}  $\alpha$ = {with_error(fit.parameters['alpha'], error)}"

@@ -1,0 +1,366 @@
+"""The runs table: from a sweep's run folders, or from anyone's CSV, to checked rows in a fixed order.
+
+Both ways go through the same parser, so that a sweep and the CSV exported from it give the same table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from trainer.errors import RunDirError
+from trainer.rundir import read_json, read_result, read_status
+
+REQUIRED = ("structure", "train_flops", "val_loss")
+POSITIVE = ("params", "tokens", "train_flops", "val_loss")
+OPTIONAL_NUMBERS = ("val_loss_se", "val_bits_per_byte", "entropy_rate", "seconds")
+KNOWN = ("params", "tokens", "train_flops", "val_loss", "structure", "seed", "size", "run_id", "state")
+LEADING = ("run_id", "state", "size", "structure", "seed", "params", "tokens", "train_flops", "val_loss")
+LEFT_OUT = ("schema", "sha256", "finished", "flops")
+FAMILIES = ("dense", "lowrank", "blockdense", "blockshuffle")
+
+Cells = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The data points of a sweep or CSV, and by run id those that gave none.
+
+    `table` has one row a finished run: params, tokens, train_flops and val_loss (nats per token) as float64,
+    structure and seed, and every further column of the source. NaN stands where params or tokens are unknown.
+    """
+
+    table: pd.DataFrame
+    missing: tuple[str, ...] = ()
+    diverged: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    corrupted: tuple[str, ...] = ()
+
+    @property
+    def expected(self) -> int:
+        """How many runs there should be."""
+        return len(self.table) + sum(len(ids) for _, ids in self.absent())
+
+    def absent(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The runs that are no data points: (state, run ids), states in a fixed order."""
+        states = ("missing", "diverged", "failed", "corrupted")
+        return [(state, getattr(self, state)) for state in states]
+
+    def coverage(self, shown: int = 4) -> str:
+        """Say how complete the table is, e.g. `9 of 12 runs; missing: 3f2a..., ...`."""
+        parts = [f"{len(self.table)} of {self.expected} runs"]
+        for state, ids in self.absent():
+            if ids:
+                more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
+                parts.append(f"{state}: {', '.join(name[:12] for name in ids[:shown])}{more}")
+        return "; ".join(parts)
+
+
+def structure_order(label: str) -> tuple[int, str, float, str]:
+    """Sort key of structure labels: dense first, the papers' families, others; larger budgets first."""
+    family, budget = family_and_budget(label)
+    rank = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
+    return rank, family, -budget, label
+
+
+def family_and_budget(label: str) -> tuple[str, float]:
+    """Split `lowrank-63`, `lowrank63` or `LowRank 63%` into (`lowrank`, 63); no number is a full budget."""
+    match = re.fullmatch(r"(.*?[^\d.])[-_ ]?(\d+(?:\.\d+)?) ?%?", label.strip().lower())
+    return (match[1].rstrip("-_ "), float(match[2])) if match else (label.strip().lower(), math.inf)
+
+
+def structures_of(table: pd.DataFrame) -> list[str]:
+    """The structure labels of a table, each once, in the order of figures and reports."""
+    return sorted(set(table["structure"]), key=structure_order)
+
+
+def runs_table(results: Path, sweep: str | None) -> Runs:
+    """Gather the finished runs of a sweep, or of the whole ledger where `sweep` is None.
+
+    Args:
+        results: the results folder, with sweeps/<name>.json and runs/<run_id>/.
+        sweep: name of the sweep.
+
+    Raises:
+        AnalysisError: no such sweep, or a sweep record that cannot be read.
+    """
+    ids = _ledger_ids(results) if sweep is None else _sweep_ids(results, sweep)
+    rows: list[Cells] = []
+    for run_id in dict.fromkeys(ids):
+        rows.append(_run_cells(results / "runs" / run_id, run_id))
+    source = f"runs of sweep '{sweep}'" if sweep else f"runs in {results / 'runs'}"
+    return from_rows(rows, [f"run {row['run_id']}" for row in rows], source)
+
+
+def _ledger_ids(results: Path) -> list[str]:
+    folder = results / "runs"
+    if not folder.is_dir():
+        raise AnalysisError(f"{folder}: no run folders; run a sweep first or name the folder with --results")
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _sweep_ids(results: Path, sweep: str) -> list[str]:
+    path = results / "sweeps" / f"{sweep}.json"
+    record = read_json(path)
+    if record is None:
+        known = sorted(p.stem for p in path.parent.glob("*.json"))
+        remedy = f"known: {', '.join(known)}" if known else f"run 'make sweep-{sweep}' first"
+        raise AnalysisError(f"{path}: there is no sweep '{sweep}'; {remedy}")
+    ids = record.get("run_ids")
+    if not isinstance(ids, list) or not all(isinstance(run_id, str) for run_id in ids):
+        raise AnalysisError(f"{path}: holds no list 'run_ids'; plan the sweep again to rewrite it")
+    return ids
+
+
+def _run_cells(folder: Path, run_id: str) -> Cells:
+    """One run as text cells; a run without a valid result keeps only its id and state."""
+    try:
+        result = read_result(folder)
+    except RunDirError:
+        return {"run_id": run_id, "state": "corrupted"}
+    if result is None:
+        state = str(read_status(folder).get("state"))
+        return {"run_id": run_id, "state": state if state in ("failed", "diverged") else "missing"}
+    if result.get("state") != "done":
+        return {"run_id": run_id, "state": str(result.get("state"))}
+    flops = result.get("flops")
+    by_convention = {f"flops_{name}": value for name, value in flops.items()} if flops else {}
+    kept = {key: value for key, value in result.items() if key not in LEFT_OUT}
+    return {key: _cell(value) for key, value in {**kept, **by_convention, "run_id": run_id}.items()}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.0f}" if value == round(value) and abs(value) < 2**53 else repr(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_csv(path: Path, mapping: Mapping[str, str] | None = None) -> Runs:
+    """Read anyone's CSV (.tsv: tab-separated) of runs.
+
+    Needed are the columns structure, train_flops and val_loss; params, tokens and seed are used where they
+    are there, and all others are kept. Where there is a column `state`, only rows that say `done` are data.
+
+    Args:
+        path: the file, UTF-8, with a header line.
+        mapping: foreign column name -> our name.
+
+    Raises:
+        AnalysisError: naming the line, for missing columns, values that are no positive numbers, and repeats.
+    """
+    lines = _csv_lines(path)
+    header = _renamed(lines[0][1], mapping or {}, path)
+    rows, labels = [], []
+    for number, cells in lines[1:]:
+        if len(cells) != len(header):
+            raise AnalysisError(
+                f"{path}: row {number} has {len(cells)} cells where the header has {len(header)}; "
+                "put cells that hold commas in double quotes"
+            )
+        rows.append({name: cell.strip() for name, cell in zip(header, cells, strict=True)})
+        labels.append(f"row {number}")
+    if not rows:
+        raise AnalysisError(f"{path}: has a header and no rows; give one row a run")
+    missing = [name for name in REQUIRED if name not in header]
+    if missing:
+        raise AnalysisError(
+            f"{path}: no column {', '.join(missing)} among {', '.join(header)}; "
+            f"rename with --map THEIRS={missing[0]}"
+        )
+    return from_rows(rows, labels, str(path))
+
+
+def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The lines of a CSV that are not blank, each with its line number in the file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise AnalysisError(f"{path}: no such file; give a CSV or the name of a sweep") from None
+    except UnicodeDecodeError as error:
+        raise AnalysisError(f"{path}: is not UTF-8 text ({error.reason}); save it as a UTF-8 CSV") from None
+    except OSError as error:
+        raise AnalysisError(f"{path}: cannot be read ({error.strerror}); give a readable CSV file") from None
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+    try:
+        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except csv.Error as error:
+        raise AnalysisError(f"{path}: row {reader.line_num} is no CSV ({error}); save it again") from None
+    if not lines:
+        raise AnalysisError(f"{path}: is empty; give a header line and one row a run")
+    return lines
+
+
+def _renamed(header: Sequence[str], mapping: Mapping[str, str], path: Path) -> list[str]:
+    names = [name.strip() for name in header]
+    for theirs in mapping:
+        if theirs not in names:
+            raise AnalysisError(
+                f"{path}: --map names column '{theirs}', which is not among {', '.join(names)}; mend the name"
+            )
+    replaced = set(mapping.values())
+    # A column that already bears the name asked for another one gives way, and is kept beside it.
+    renamed = [mapping.get(name, f"{name}_unmapped" if name in replaced else name) for name in names]
+    for name in renamed:
+        if renamed.count(name) > 1:
+            raise AnalysisError(f"{path}: column '{name}' appears twice; rename or drop one of them")
+    return renamed
+
+
+def parse_map(pairs: Sequence[str]) -> dict[str, str]:
+    """Read `--map` options, each `theirs=ours`, several joined by commas; returns theirs -> ours.
+
+    The order `ours=theirs` is understood too where only the left side is one of our columns.
+    """
+    mapping: dict[str, str] = {}
+    ours = {*KNOWN, *OPTIONAL_NUMBERS}
+    for pair in (part for option in pairs for part in option.split(",")):
+        left, sign, right = (part.strip() for part in pair.partition("="))
+        if not (left and sign and right):
+            raise AnalysisError(f"--map {pair!r}: is not THEIRS=OURS; write for example --map loss=val_loss")
+        theirs, name = (left, right) if right in ours or left not in ours else (right, left)
+        if name not in ours:
+            raise AnalysisError(f"--map {pair!r}: '{name}' is no column of ours; use {', '.join(KNOWN)}")
+        if theirs in mapping or name in mapping.values():
+            raise AnalysisError(f"--map {pair!r}: '{theirs}' or '{name}' is mapped twice; keep one of them")
+        mapping[theirs] = name
+    return mapping
+
+
+def from_rows(rows: Sequence[Cells], labels: Sequence[str], source: str) -> Runs:
+    """Type and check rows of text cells (column -> text), one a run, and put them in order.
+
+    Args:
+        rows: the cells; a row whose `state` is not `done` is counted and not read.
+        labels: what error messages call each row.
+        source: what error messages call the table.
+
+    Raises:
+        AnalysisError: a value that cannot stand, or a run that appears twice.
+    """
+    done = [i for i, row in enumerate(rows) if row.get("state", "done") == "done"]
+    absent: dict[str, list[str]] = {"missing": [], "diverged": [], "failed": [], "corrupted": []}
+    for i, row in enumerate(rows):
+        if row.get("state", "done") != "done":
+            state = row["state"] if row["state"] in absent else "missing"
+            absent[state].append(row.get("run_id") or labels[i])
+    columns = _columns([rows[i] for i in done])
+    typed = [_typed_row(rows[i], columns, f"{source}: {labels[i]}") for i in done]
+    _refuse_repeats(typed, [labels[i] for i in done], source)
+    typed.sort(key=_row_order)
+    table = pd.DataFrame(typed, columns=columns)
+    return Runs(table, **{state: tuple(ids) for state, ids in absent.items()})
+
+
+def _columns(rows: Sequence[Cells]) -> list[str]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    names |= dict.fromkeys(("structure", "seed", *POSITIVE))
+    leading = [name for name in LEADING if name in names]
+    return leading + [name for name in names if name not in leading]
+
+
+def _typed_row(cells: Cells, columns: Sequence[str], place: str) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name in columns:
+        text = cells.get(name)
+        if name == "structure":
+            if not text:
+                raise AnalysisError(f"{place}: structure is empty; name the structure of every run")
+            row[name] = text
+        elif name in POSITIVE:
+            row[name] = math.nan if text is None else _positive(text, f"{place}: {name}")
+        elif name == "seed":
+            row[name] = 0 if text is None else _seed(text, place)
+        elif name in OPTIONAL_NUMBERS or name.startswith("flops_"):
+            row[name] = _number(text, f"{place}: {name}") if text else math.nan
+        else:
+            row[name] = text or ""
+    return row
+
+
+def _number(text: str, place: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise AnalysisError(f"{place} = {text!r} is not a number; mend or drop the row") from None
+
+
+def _positive(text: str, place: str) -> float:
+    if not text:
+        raise AnalysisError(f"{place} is empty; mend or drop the row")
+    value = _number(text, place)
+    if not math.isfinite(value):
+        raise AnalysisError(f"{place} = {text} is not finite; drop the row: a diverged run is no data point")
+    if value <= 0:
+        raise AnalysisError(f"{place} = {text} is not above zero; mend or drop the row")
+    return value
+
+
+def _seed(text: str, place: str) -> int:
+    if not re.fullmatch(r"\d+(\.0*)?", text):
+        raise AnalysisError(f"{place}: seed = {text!r} is not a whole number from 0; mend the row")
+    return int(float(text))
+
+
+def _refuse_repeats(rows: Sequence[dict[str, Any]], labels: Sequence[str], source: str) -> None:
+    seen: dict[tuple[str, ...], str] = {}
+    for row, label in zip(rows, labels, strict=True):
+        # Text, since NaN (an unknown count) equals nothing, itself included.
+        key = tuple(str(row[name]) for name in ("structure", "params", "tokens", "train_flops", "seed"))
+        if key in seen:
+            raise AnalysisError(
+                f"{source}: {label} repeats {seen[key]} (same structure, FLOPs and seed); "
+                "drop one, or tell replicates apart by a column 'seed'"
+            )
+        seen[key] = label
+
+
+def _row_order(row: dict[str, Any]) -> tuple[Any, ...]:
+    sizes = tuple(-1.0 if math.isnan(row[name]) else row[name] for name in ("params", "tokens"))
+    return (structure_order(row["structure"]), row["train_flops"], *sizes, row["seed"], row["val_loss"])
+
+
+def use_flops(runs: Runs, convention: str) -> Runs:
+    """Return the same runs with training FLOPs counted by another convention (column flops_<convention>)."""
+    column = f"flops_{convention}"
+    if column not in runs.table or bool(runs.table[column].isna().any()):
+        known = [name.removeprefix("flops_") for name in runs.table if str(name).startswith("flops_")]
+        raise AnalysisError(
+            f"--flops {convention}: the table does not count FLOPs that way; known: {', '.join(known) or 'none'}"
+        )
+    table = runs.table.assign(train_flops=runs.table[column])
+    return Runs(table, runs.missing, runs.diverged, runs.failed, runs.corrupted)
+
+
+def to_csv(runs: Runs) -> str:
+    """Write runs as CSV text that `read_csv` reads back to the same table, absent runs included."""
+    columns = [str(name) for name in runs.table.columns]
+    gone = [(run_id, state) for state, ids in runs.absent() for run_id in ids]
+    if gone:
+        columns = ["run_id", "state", *(name for name in columns if name not in ("run_id", "state"))]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    # Columns that hold no value at all (params of a foreign table) would be refused as empty when read back.
+    columns = [name for name in columns if name not in POSITIVE or not runs.table[name].isna().all()]
+    writer.writerow(columns)
+    for row in runs.table.to_dict("records"):
+        cells = {"state": "done", **{str(name): value for name, value in row.items()}}
+        writer.writerow([_csv_cell(cells.get(name)) for name in columns])
+    for run_id, state in gone:
+        writer.writerow([{"run_id": run_id, "state": state}.get(name, "") for name in columns])
+    return out.getvalue()
+
+
+def _csv_cell(value: Any) -> str:
+    return "" if isinstance(value, float) and math.isnan(value) else _cell(value)

@@ -1,0 +1,107 @@
+"""Which sequences make up the batch of a step: a pure function of (corpus fingerprint, seed, step).
+
+Neither the model, nor the micro-batch, nor the number of devices enters, so runs that differ only in those
+see the same data in the same order, and a resumed run needs no saved position.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.corpora.corpus import Corpus
+from trainer.errors import CorpusError
+from trainer.rng import Permutation, integer
+
+Indices = NDArray[np.int64]
+
+
+def sequence_indices(
+    corpus_fingerprint: str, seed: int, step: int, batch_sequences: int, n_sequences: int | None
+) -> Indices:
+    """The corpus sequences of the global batch at `step`, int64 (batch_sequences,).
+
+    Sequence j of step i has the global number g = i * batch_sequences + j.  It belongs to epoch g // n, and
+    each epoch walks its own keyed permutation of the n sequences, so every sequence comes once per epoch.
+
+    Args:
+        corpus_fingerprint: of the prepared corpus.
+        seed: of the run.
+        step: optimizer step, from 0.
+        batch_sequences: sequences in the global batch.
+        n_sequences: sequences in the corpus; None for an unlimited one, of which each seed reads its own
+        stretch.
+    """
+    numbers = np.arange(step * batch_sequences, (step + 1) * batch_sequences, dtype=np.int64)
+    if n_sequences is None:
+        return numbers + integer(seed, f"stretch {corpus_fingerprint}", below=2**62)
+    epochs = numbers // n_sequences
+    out = np.empty_like(numbers)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        permutation = Permutation(n_sequences, seed, f"order {corpus_fingerprint} {int(epoch)}")
+        out[chosen] = permutation(numbers[chosen] % n_sequences)
+    return out
+
+
+class Batches:
+    """The training batches of one run on one corpus.
+
+    Args:
+        corpus: a prepared corpus.
+        seed: of the run.
+        seq_len: tokens in a sequence.
+        batch_sequences: sequences in the global batch.
+        max_epochs: how often the corpus may be repeated (data.max_epochs).
+    """
+
+    def __init__(
+        self, corpus: Corpus, seed: int, seq_len: int, batch_sequences: int, max_epochs: float = 1
+    ) -> None:
+        self.corpus = corpus
+        self.seed = seed
+        self.seq_len = seq_len
+        self.batch_sequences = batch_sequences
+        self.max_epochs = max_epochs
+        self.n_sequences = corpus.n_train_sequences(seq_len)
+        if self.n_sequences == 0:
+            raise CorpusError(
+                f"{corpus.label}: {corpus.n_train_tokens} training tokens are less than one sequence of "
+                f"model.seq_len = {seq_len}; take a larger corpus or a shorter seq_len"
+            )
+
+    def check(self, total_steps: int) -> None:
+        """Raise CorpusError where `total_steps` need more than max_epochs of the corpus."""
+        if self.n_sequences is None:
+            return
+        wanted = total_steps * self.batch_sequences
+        there = int(self.max_epochs * self.n_sequences)
+        if wanted <= there:
+            return
+        epochs = wanted / self.n_sequences
+        raise CorpusError(
+            f"{self.corpus.label}: the run wants {wanted * self.seq_len:,} training tokens ({epochs:.2f} "
+            f"epochs) "
+            f"but data.max_epochs = {self.max_epochs:g} of the corpus gives {there * self.seq_len:,}; "
+            f"lower tokens, take a larger corpus, or set data.max_epochs = {-(-wanted // self.n_sequences)}"
+        )
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Indices, Indices]:
+        """Inputs and targets of `rank` at `step`, each int64 (batch_sequences / world_size, seq_len).
+
+        The ranks' parts, in order of rank, are the batch of a single process.
+        """
+        if self.batch_sequences % world_size:
+            raise CorpusError(
+                f"a batch of {self.batch_sequences} sequences cannot be shared evenly by {world_size} "
+                f"processes; "
+                f"choose a number of devices that divides it, or another optim.batch_tokens"
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} outside world of {world_size}")
+        share = self.batch_sequences // world_size
+        indices = sequence_indices(
+            self.corpus.fingerprint, self.seed, step, self.batch_sequences, self.n_sequences
+        )
+        windows = self.corpus.train_sequences(indices[rank * share : (rank + 1) * share], self.seq_len)
+        return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])

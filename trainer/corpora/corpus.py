@@ -1,0 +1,245 @@
+"""A corpus that can be read: prepared token files, mapped into memory, or a synthetic source."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.corpora import synthetic
+from trainer.corpora.files import sha256_file
+from trainer.corpora.fingerprints import FORMAT, fingerprint
+from trainer.corpora.spec import DataConfig, SyntheticSpec
+from trainer.errors import CorpusError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+META, TRAIN, HELDOUT, TOKEN_BYTES, TOKENIZER = (
+    "meta.json",
+    "train.bin",
+    "heldout.bin",
+    "token_bytes.npy",
+    "tokenizer.json",
+)
+
+
+class Corpus(ABC):
+    """What training and evaluation read.
+
+    Attributes:
+        fingerprint: see `trainer.corpora.fingerprint`.
+        label: the corpus in a few words.
+        vocab_size: ids are below this.
+        n_train_tokens: ids of the training part; None if unlimited.
+        n_heldout_tokens: ids of the held-out part; None if unlimited.
+        entropy_rate: least possible mean loss, nats per token; None where it is not known.
+    """
+
+    fingerprint: str
+    label: str
+    vocab_size: int
+    n_train_tokens: int | None
+    n_heldout_tokens: int | None
+    entropy_rate: float | None
+
+    def n_train_sequences(self, seq_len: int) -> int | None:
+        """Training windows of `seq_len` targets each; None if unlimited."""
+        return None if self.n_train_tokens is None else max(0, (self.n_train_tokens - 1) // seq_len)
+
+    @abstractmethod
+    def train_sequences(self, indices: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:
+        """Training windows `indices`, int64 (n, seq_len + 1).
+
+        Window w of a file covers the ids w * seq_len up to and including (w + 1) * seq_len: inputs are all
+        but the last, targets all but the first, so that every id is a target once.
+        """
+
+    @abstractmethod
+    def heldout_sequences(self, n: int, seq_len: int) -> NDArray[np.int64]:
+        """The first `n` windows of the fixed held-out order, int64 (n, seq_len + 1).
+
+        Raises CorpusError where the held-out part has fewer.
+        """
+
+    @property
+    @abstractmethod
+    def token_bytes(self) -> NDArray[np.int32] | None:
+        """Bytes of text of each id, (vocab_size,), for bits per byte; None where ids stand for no text."""
+
+
+class SyntheticCorpus(Corpus):
+    """Unlimited sequences of a source with known entropy."""
+
+    def __init__(self, data: DataConfig) -> None:
+        assert isinstance(data.corpus, SyntheticSpec)
+        self._spec = data.corpus
+        self.fingerprint = fingerprint(data)
+        self.label = data.label
+        self.vocab_size = data.corpus.vocab_size
+        self.n_train_tokens = self.n_heldout_tokens = None
+        self.entropy_rate = synthetic.entropy_rate(data.corpus)
+
+    def train_sequences(self, indices: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:
+        """Training sequences `indices`, each drawn from the start context."""
+        return synthetic.source(self._spec).sequences(synthetic.TRAIN, indices, seq_len + 1)
+
+    def heldout_sequences(self, n: int, seq_len: int) -> NDArray[np.int64]:
+        """Held-out sequences 0 .. n-1, of a domain that training never draws from."""
+        import numpy as np
+
+        indices = np.arange(n, dtype=np.int64)
+        return synthetic.source(self._spec).sequences(synthetic.HELDOUT, indices, seq_len + 1)
+
+    @property
+    def token_bytes(self) -> None:
+        """Synthetic ids stand for no text."""
+        return None
+
+
+class TokenCorpus(Corpus):
+    """Prepared token files, read through memory maps: memory does not depend on their size."""
+
+    def __init__(self, data: DataConfig, folder: Path, remedy: str) -> None:
+        meta = read_meta(folder, remedy)
+        self.folder, self.meta = folder, meta
+        self.fingerprint = meta["fingerprint"]
+        self.label = data.label
+        self.vocab_size = meta["vocab_size"]
+        self.n_train_tokens: int = meta["train_tokens"]
+        self.n_heldout_tokens: int = meta["heldout_tokens"]
+        self.entropy_rate = None
+        self._remedy = remedy
+
+    def train_sequences(self, indices: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:
+        """Windows `indices` of the training part."""
+        return _windows(self._train, indices, seq_len)
+
+    def heldout_sequences(self, n: int, seq_len: int) -> NDArray[np.int64]:
+        """The first `n` windows of a fixed permutation: the file begins with what was read first."""
+        import numpy as np
+
+        from trainer.rng import Permutation
+
+        there = max(0, (self.n_heldout_tokens - 1) // seq_len)
+        if n > there:
+            raise CorpusError(
+                f"{self.label}: {n} held-out sequences of {seq_len} tokens wanted, {there} are there "
+                f"({self.n_heldout_tokens:,} tokens); lower eval.tokens to {there * seq_len} or raise "
+                f"data.heldout_fraction"
+            )
+        order = Permutation(there, 0, f"heldout {self.fingerprint}")
+        return _windows(self._heldout, order(np.arange(n, dtype=np.int64)), seq_len)
+
+    @cached_property
+    def _token_bytes(self) -> NDArray[np.int32] | None:
+        import numpy as np
+
+        path = self.folder / TOKEN_BYTES
+        if not self.meta["has_token_bytes"]:
+            return None
+        try:
+            out: NDArray[np.int32] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise CorpusError(f"{path}: cannot be read ({error}); {self._remedy}") from None
+        if out.shape != (self.vocab_size,):
+            raise CorpusError(f"{path}: has shape {out.shape}, not ({self.vocab_size},); {self._remedy}")
+        return out
+
+    @property
+    def token_bytes(self) -> NDArray[np.int32] | None:
+        """Bytes of text of each id; None for ids made elsewhere."""
+        return self._token_bytes
+
+    def verify(self) -> None:
+        """Read both token files and raise CorpusError where one is not what was prepared."""
+        for name in (TRAIN, HELDOUT):
+            if sha256_file(self.folder / name) != self.meta["sha256"][name]:
+                raise CorpusError(
+                    f"{self.folder / name}: corrupted (checksum does not match); delete {self.folder} and "
+                    f"run: "
+                    f"{self._remedy.removeprefix('run: ')}"
+                )
+
+    def _map(self, name: str, count: int) -> NDArray[np.unsignedinteger[Any]]:
+        import numpy as np
+
+        return np.memmap(self.folder / name, dtype=self.meta["dtype"], mode="r", shape=(count,))
+
+    @cached_property
+    def _train(self) -> NDArray[np.unsignedinteger[Any]]:
+        return self._map(TRAIN, self.n_train_tokens)
+
+    @cached_property
+    def _heldout(self) -> NDArray[np.unsignedinteger[Any]]:
+        return self._map(HELDOUT, self.n_heldout_tokens)
+
+
+def _windows(
+    ids: NDArray[np.unsignedinteger[Any]], indices: NDArray[np.int64], seq_len: int
+) -> NDArray[np.int64]:
+    import numpy as np
+
+    out = np.empty((len(indices), seq_len + 1), dtype=np.int64)
+    for row, start in enumerate((np.asarray(indices, dtype=np.int64) * seq_len).tolist()):
+        out[row] = ids[start : start + seq_len + 1]
+    return out
+
+
+def corpus_folder(results: Path, fingerprint: str) -> Path:
+    """Where the corpus of `fingerprint` is prepared."""
+    return results / "corpora" / fingerprint[:16]
+
+
+def read_meta(folder: Path, remedy: str) -> dict[str, Any]:
+    """The meta.json of a prepared corpus; CorpusError with `remedy` where it or a token file is not whole."""
+    path = folder / META
+    try:
+        meta = json.loads(path.read_bytes())
+        counts = {TRAIN: meta["train_tokens"], HELDOUT: meta["heldout_tokens"]}
+        item = {"uint16": 2, "uint32": 4}[meta["dtype"]]
+        known = meta["format"] == FORMAT and {
+            "fingerprint",
+            "vocab_size",
+            "sha256",
+            "has_token_bytes",
+        } <= set(meta)
+    except FileNotFoundError:
+        raise CorpusError(f"{folder}: the corpus is not prepared; {remedy}") from None
+    except PermissionError:
+        raise CorpusError(f"{path}: cannot be read; give yourself permission (chmod +r)") from None
+    except (ValueError, KeyError, TypeError):
+        raise CorpusError(f"{path}: corrupted; {remedy}") from None
+    if not known:
+        raise CorpusError(f"{path}: written by another version; {remedy}")
+    for name, count in counts.items():
+        there = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if there != count * item:
+            raise CorpusError(f"{folder / name}: has {there:,} bytes instead of {count * item:,}; {remedy}")
+    return meta  # type: ignore[no-any-return]
+
+
+def open_corpus(data: DataConfig, results: Path) -> Corpus:
+    """Open a corpus that was prepared below `results`; a synthetic one needs no preparation.
+
+    Raises:
+        CorpusError: it is not prepared, or damaged; says the command that mends it.
+    """
+    if isinstance(data.corpus, SyntheticSpec):
+        return SyntheticCorpus(data)
+    folder = corpus_folder(results, fingerprint(data))
+    return TokenCorpus(data, folder, f"run: {data.command(results)}")
+
+
+def capacity(data: DataConfig, results: Path) -> int | None:
+    """Training tokens of one epoch of a prepared corpus, read from its meta.json alone; None if unlimited.
+
+    Raises CorpusError where the corpus is not prepared.
+    """
+    if isinstance(data.corpus, SyntheticSpec):
+        return None
+    folder = corpus_folder(results, fingerprint(data))
+    return int(read_meta(folder, f"run: {data.command(results)}")["train_tokens"])

@@ -124,17 +124,25 @@ def train(
 
 @app.command()
 def data(
+    spec: Annotated[
+        str | None,
+        typer.Argument(help="pysource, text:PATH, hf:NAME, or a data table as JSON; default that of --preset."),
+    ] = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
 ) -> None:
-    """Prepare a run's corpus (tokenizer, splits, token files); resumes where it was stopped."""
-    from trainer.corpora import prepare
+    """Prepare a corpus (tokenizer, splits, token files); resumes where it was stopped."""
+    from trainer.corpora import parse_data, prepare
 
-    run = resolve(_partial(config, preset, None, set_), str(config or preset or "command line"))
-    corpus = prepare(run.data, results, progress=not as_json)
+    if spec is not None:
+        wanted = parse_data(spec)
+    else:
+        source = str(config or preset or "command line")
+        wanted = resolve(_partial(config, preset, None, set_), source).data
+    corpus = prepare(wanted, results, progress=not as_json)
     facts = {
         "corpus": corpus.label,
         "fingerprint": corpus.fingerprint,

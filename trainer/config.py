@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -211,9 +212,15 @@ class RunConfig(_Frozen):
 
     def canonical_json(self) -> str:
         """The one text form of this configuration: every field, sorted keys, no spaces."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        fields = sorted((name, getattr(self, name)) for name in type(self).model_fields)
+        texts = (_canonical(part) if isinstance(part, BaseModel) else json.dumps(part) for _, part in fields)
+        return "{" + ",".join(f'"{name}":{text}' for (name, _), text in zip(fields, texts, strict=True)) + "}"
 
     def run_id(self, corpus_fingerprint: str) -> str:
-        """Content hash of the whole configuration, the schema version and the corpus (12 hex digits)."""
-        text = f"{SCHEMA_VERSION}\n{corpus_fingerprint}\n{self.canonical_json()}"
+        """Content hash of the whole configuration, the schema version and the corpus (12 hex digits).
+
+        Where files lie is not content: the corpus' fingerprint stands for them.
+        """
+        content = {**self.model_dump(mode="json", exclude={"data"}), "data": self.data.identity()}
+        text = json.dumps([SCHEMA_VERSION, corpus_fingerprint, content], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -9,6 +9,13 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 
+TAGGED = {
+    "corpus": ("pysource", "synthetic", "text", "tokens", "hf"),
+    "tokenizer": ("bytes", "bpe", "file"),
+}
+"""Fields that hold one of several tables, and the kinds of those."""
+
+
 def validation_line(error: ValidationError, model: type[BaseModel], source: str) -> str:
     """Return the first complaint of `error` as one line, and how many more there are.
 
@@ -17,9 +24,10 @@ def validation_line(error: ValidationError, model: type[BaseModel], source: str)
         model: the class that was validated.
         source: where the values came from (a file, an option), put first.
     """
-    complaints = error.errors(include_url=False)
+    # A misspelt key also leaves its right spelling missing: the former is what the user can see.
+    complaints = sorted(error.errors(include_url=False), key=lambda c: c["type"] != "extra_forbidden")
     first = complaints[0]
-    loc = [part for part in first["loc"] if isinstance(part, int) or not _is_tag(part)]
+    loc = _keys(first["loc"])
     path = ".".join(str(part) for part in loc) or "(top level)"
     if first["type"] == "extra_forbidden":
         valid = _fields_at(model, loc[:-1])
@@ -43,9 +51,15 @@ def nearest(written: str, valid: list[str]) -> str:
     return f"; valid: {', '.join(sorted(valid))}" if valid else ""
 
 
-def _is_tag(part: str) -> bool:
-    """Pydantic adds the names of validators and union members to a location; they are not keys."""
-    return part.startswith(("function-", "lax-or-strict", "constrained-")) or "[" in part
+def _keys(loc: tuple[int | str, ...]) -> list[int | str]:
+    """The keys a user wrote: pydantic adds validators, union members and, after a table with `kind`, its tag."""
+    keys: list[int | str] = []
+    for part in loc:
+        added = isinstance(part, str) and (part.startswith(("function-", "lax-or-strict")) or "[" in part)
+        tag = bool(keys) and keys[-1] in TAGGED and part in TAGGED[str(keys[-1])]
+        if not added and not tag:
+            keys.append(part)
+    return keys
 
 
 def _fields_at(model: type[BaseModel], loc: list[Any]) -> list[str]:

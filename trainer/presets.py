@@ -1,7 +1,7 @@
 """Named sizes, and how a partial configuration (preset, structure, budget) becomes a RunConfig.
 
-`paper-*` are the four models of arXiv 2406.16450 (tables 10-11); `cpu-*` and `gpu-*` are ladders of constant
-aspect ratio d_model / n_layers.
+`paper-*` are the four models of arXiv 2406.16450 (tables 10-11); `cpu-*` (d_model / n_layers = 12)
+and `gpu-*` (64) are ladders of constant aspect ratio; at their widths every budget of every family is exact.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def _paper(d_model: int, n_layers: int, n_heads: int, peak_lr: float, tokens: in
     }  # fmt: skip
 
 
-def _cpu(d_model: int, n_layers: int, peak_lr: float, batch_tokens: int) -> Partial:
+def _cpu(d_model: int, n_layers: int, n_heads: int, peak_lr: float) -> Partial:
     return {
-        "model": {"d_model": d_model, "n_layers": n_layers, "n_heads": d_model // 16, "seq_len": 256},
+        "model": {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "seq_len": 128},
         "data": {"corpus": "pysource", "tokenizer": "bpe-512"},
-        "optim": {"peak_lr": peak_lr, "batch_tokens": batch_tokens},
+        "optim": {"peak_lr": peak_lr, "batch_tokens": 2048},
     }
 
 
@@ -64,13 +64,13 @@ PRESETS: dict[str, Partial] = {
     "paper-m": _paper(1024, 24, 16, 3e-4, 6_700_000_000),
     "paper-l": _paper(1536, 24, 12, 2.5e-4, 14_580_000_000),
     "paper-xl": _paper(2048, 24, 16, 2e-4, 25_500_000_000),
-    "cpu-xs": _cpu(32, 2, 6e-3, 4096),
-    "cpu-s": _cpu(48, 3, 5e-3, 4096),
-    "cpu-m": _cpu(64, 4, 4e-3, 4096),
-    "cpu-l": _cpu(80, 5, 3.5e-3, 4096),
-    "cpu-xl": _cpu(96, 6, 3e-3, 4096),
-    "cpu-2xl": _cpu(112, 7, 2.5e-3, 8192),
-    "cpu-3xl": _cpu(128, 8, 2e-3, 8192),
+    "cpu-2xs": _cpu(24, 2, 2, 1.6e-2),
+    "cpu-xs": _cpu(36, 3, 2, 1.6e-2),
+    "cpu-s": _cpu(48, 4, 2, 1.4e-2),
+    "cpu-m": _cpu(60, 5, 2, 1.2e-2),
+    "cpu-l": _cpu(72, 6, 3, 1.1e-2),
+    "cpu-xl": _cpu(96, 8, 4, 1e-2),
+    "cpu-2xl": _cpu(120, 10, 5, 9e-3),
     "gpu-xs": _gpu(192, 3, 3e-3, 65_536),
     "gpu-s": _gpu(256, 4, 2.5e-3, 65_536),
     "gpu-m": _gpu(384, 6, 2e-3, 131_072),

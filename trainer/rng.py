@@ -9,6 +9,7 @@ between numpy versions, so what must never change (data order, synthetic text) u
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,18 +74,18 @@ def _mix(words: Words) -> Words:
 class Permutation:
     """A keyed permutation of 0 .. n-1 that needs no memory: its value at any index is computed alone.
 
-    A balanced Feistel network on the next even number of bits, walked along its cycles until the value falls
-    below n (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").  The domain is less than 4 n,
-    so an index needs under four walks on average.
+    A Feistel network on pairs (left, right), left < a and right < b, where a is near the root of n and ab the
+    least such product not below n; walked along its cycles until the value falls below n (Black and Rogaway,
+    2002, "Ciphers with arbitrary finite domains", their generalised Feistel cipher).  At most about sqrt(n)
+    pairs lie outside, so walks are rare.
     """
 
     def __init__(self, n: int, seed: int, purpose: str) -> None:
         if not 0 < n <= 2**62:
             raise ValueError(f"a permutation needs 0 < n <= 2**62, got {n}")
         self.n = n
-        half = max(1, ((n - 1).bit_length() + 1) // 2)
-        self._shift = np.uint64(half)
-        self._mask = np.uint64(2**half - 1)
+        a = math.isqrt(n - 1) + 1
+        self._a, self._b = np.uint64(a), np.uint64(-(-n // a))
         self._keys = raw_words(seed, purpose, n=_FEISTEL_ROUNDS)
 
     def __call__(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -101,8 +102,9 @@ class Permutation:
         return out.astype(np.int64).reshape(np.shape(indices))
 
     def _feistel(self, words: Words) -> Words:
-        left, right = words >> self._shift, words & self._mask
-        for key in self._keys:
-            left, right = right, left ^ (_mix(right ^ key) & self._mask)
-        result: Words = (left << self._shift) | right
+        right, left = np.divmod(words, self._a)
+        for even, odd in zip(self._keys[::2], self._keys[1::2], strict=True):
+            left = (left + _mix(right ^ even) % self._a) % self._a
+            right = (right + _mix(left ^ odd) % self._b) % self._b
+        result: Words = right * self._a + left
         return result

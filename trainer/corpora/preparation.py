@@ -126,11 +126,8 @@ class _Position:
 
 
 class _Preparation:
-    def __init__(
-        self, data: DataConfig, folder: Path, mark: str, report: Report, commit_bytes: int = _COMMIT_BYTES
-    ) -> None:
+    def __init__(self, data: DataConfig, folder: Path, mark: str, report: Report) -> None:
         self.data, self.folder, self.mark, self.report = data, folder, mark, report
-        self.commit_bytes = commit_bytes
         self.dtype = "uint16" if data.vocab_size <= 2**16 else "uint32"
         self.threshold = int(data.heldout_fraction * 2**64)
         self.shards = shards_of(data)
@@ -262,7 +259,7 @@ class _Preparation:
             for batch in self._batches(position):
                 self._write(batch, encoder, position, files)
                 self.report.advance(position.n_bytes)
-                if position.n_bytes - committed >= self.commit_bytes:
+                if position.n_bytes - committed >= _COMMIT_BYTES:
                     self._commit(position, files)
                     committed = position.n_bytes
             self._commit(position, files)

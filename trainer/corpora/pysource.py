@@ -83,11 +83,11 @@ def shards(spec: PySourceSpec) -> list[Shard]:
         seen.add(digest)
         place = Path(str(homes[package].locate_file(path)))
         mend = f"pip install --force-reinstall --no-deps {package}=={version}"
-        out.append(Shard(f"{package}: {path}", size, digest, skipping(_reader(place, digest, mend))))
+        out.append(Shard(f"{package}: {path}", size, digest, skipping(_Reader(place, digest, mend))))
     return out
 
 
-class _reader:
+class _Reader:
     """Reads one source file and refuses one that is not what the package installed."""
 
     def __init__(self, path: Path, digest: str, mend: str) -> None:

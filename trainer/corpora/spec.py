@@ -246,7 +246,10 @@ class DataConfig(_Spec):
             data = {"corpus": data}
         if not isinstance(data, dict):
             return data
-        corpus = _corpus_from(data.get("corpus", "pysource"))
+        try:
+            corpus = _corpus_from(data.get("corpus", "pysource"))
+        except ValueError:
+            return data  # The field itself complains, with its own place.
         kind = corpus.get("kind") if isinstance(corpus, dict) else getattr(corpus, "kind", None)
         if "tokenizer" not in data and kind in ("pysource", "text", "hf"):
             return {**data, "tokenizer": BpeTokenizer()}

@@ -14,7 +14,9 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trainer.messages import validation_line
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -94,7 +96,11 @@ def structure_from(value: Any, d_model: int) -> Structure:
     if isinstance(value, Mapping):
         if "kind" not in value:
             raise ValueError(f"structure table without 'kind'; known kinds: {', '.join(Structure.registry)}")
-        return _family(str(value["kind"]), str(value["kind"])).model_validate(dict(value))
+        family = _family(str(value["kind"]), str(value["kind"]))
+        try:
+            return family.model_validate(dict(value))
+        except ValidationError as error:
+            raise ValueError(validation_line(error, family, f"structure {value['kind']!r}")) from None
     raise ValueError(f"structure must be a name or a table, not {type(value).__name__}")
 
 

@@ -1,0 +1,66 @@
+# Everything starts here: `make help`.  Only Python (>= 3.11) and make are needed beforehand.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SWEEPS := $(basename $(notdir $(wildcard sweeps/configs/*.toml)))
+EXECUTOR ?= local
+RUN_FLAGS ?=
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check lint types test test-slow status figures mlflow-ui bench clean $(SWEEPS:%=sweep-%) $(SWEEPS:%=plan-%)
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
+	@echo "  sweep-NAME               plan, train, fit and draw a sweep; NAME is one of:"
+	@echo "                           $(SWEEPS)" | fold -s -w 90 | sed '2,$$s/^/                           /'
+	@echo "  plan-NAME                only print what the sweep would run and what it costs"
+
+setup: $(STAMP) ## make the virtual environment and install everything, exact versions
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; try: make PYTHON=python3.11 setup")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(SWEEPS:%=sweep-%): sweep-%: $(STAMP)
+	$(BIN)/python -m sweeps run $* --executor $(EXECUTOR) $(RUN_FLAGS)
+	$(BIN)/python -m analysis figures $* --published
+
+$(SWEEPS:%=plan-%): plan-%: $(STAMP)
+	@$(BIN)/python -m sweeps plan $*
+
+sweep-% plan-%:
+	@echo "error: no sweep file sweeps/configs/$*.toml; there are: $(SWEEPS)" >&2; exit 2
+
+status: $(STAMP) ## what has been run
+	@$(BIN)/python -m sweeps status
+
+figures: $(STAMP) ## redraw every figure and table from tracked tables, no training
+	$(BIN)/python -m analysis figures
+
+bench: $(STAMP) ## training speed of this machine, structures interleaved
+	$(BIN)/python -m trainer bench train --structures dense,lowrank-63,lowrank-32 --precisions fp32
+
+mlflow-ui: $(STAMP) ## browse the runs at http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///results/mlflow.db
+
+check: lint types test ## lint, types and the quick tests
+
+lint: $(STAMP) ## ruff: format and rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+test: $(STAMP) ## the quick tests (under 3 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP) ## whole sweeps, kills and races (several minutes)
+	$(BIN)/python -m pytest -m slow
+
+clean: ## remove the environment and caches; runs and results stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find sweeps trainer analysis tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,224 @@
+"""The ledger: the state of every run, read from the run folders, which are the only truth.
+
+Precedence: a verified result.json, then a live lease, then status.json.  Who says "running" without a live
+lease is dead, and its run is resumable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.errors import SweepError
+from sweeps.lease import LEASE, is_stale
+from trainer.errors import RunDirError
+from trainer.messages import nearest
+from trainer.rundir import CHECKPOINTS, ERROR, RESULT, STATUS, io_errors, read_result, write_atomic, write_json
+
+FAILURES = "failures.json"
+LOG = "worker.log"
+MAX_ATTEMPTS = 2
+"""A run that failed so often is left alone until `retry`."""
+
+STATES = ("new", "running", "preempted", "done", "diverged", "failed", "corrupt")
+
+
+@dataclass(slots=True)
+class RunState:
+    """What the ledger knows about one run."""
+
+    state: str = "new"
+    """One of STATES."""
+    failures: int = 0
+    """Failed attempts since the last success or `retry`."""
+    attempt: int = 0
+    """Attempts of any outcome."""
+    step: int = 0
+    """Steps done, as last reported."""
+    checkpoint: int | None = None
+    """Step of the newest checkpoint; None without one."""
+    status: dict[str, Any] | None = None
+    """The last status.json of an unfinished run."""
+    result: dict[str, Any] | None = None
+    """The verified result of a finished run."""
+    owner: str | None = None
+    """host:pid of the live lease's holder."""
+    message: str | None = None
+    """Why it failed, or what is corrupt and how to mend it."""
+
+
+class Ledger:
+    """The run folders below a results folder."""
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self.runs = results / "runs"
+
+    def run_dir(self, run_id: str) -> Path:
+        """The folder of a run."""
+        return self.runs / run_id
+
+    def ids(self) -> list[str]:
+        """All runs that have a folder, in no order."""
+        try:
+            with os.scandir(self.runs) as entries:
+                return [entry.name for entry in entries if not entry.name.startswith(".")]
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:
+            raise SweepError(f"{self.runs}: is not a folder; choose another with --results") from None
+        except PermissionError:
+            raise SweepError(f"{self.runs}: cannot be read; choose another folder with --results") from None
+
+    def scan(self, run_ids: Iterable[str]) -> dict[str, RunState]:
+        """The states of many runs: one listing, then one to three opens for each run that has a folder."""
+        there = set(self.ids())
+        return {run_id: self.state(run_id) if run_id in there else RunState() for run_id in run_ids}
+
+    def state(self, run_id: str) -> RunState:
+        """The state of one run."""
+        folder = self.run_dir(run_id)
+        try:
+            result = read_result(folder)
+        except RunDirError as error:
+            return RunState("corrupt", message=str(error))
+        if result is not None:
+            return RunState(
+                str(result["state"]), attempt=int(result.get("attempts") or 1), step=int(result["steps"]),
+                result=result,
+            )  # fmt: skip
+        return self._unfinished(folder)
+
+    def _unfinished(self, folder: Path) -> RunState:
+        lease, status, failures = (_read(folder / name) for name in (LEASE, STATUS, FAILURES))
+        said = str(status.get("state", "new"))
+        state = RunState(
+            said, int(failures.get("failures", 0)), int(status.get("attempt", 0)), int(status.get("step", 0)),
+            status=status or None,
+        )  # fmt: skip
+        if lease and not is_stale(lease, time.time()):
+            state.state, state.owner = "running", f"{lease.get('host')}:{lease.get('pid')}"
+            return state
+        state.checkpoint = newest_checkpoint(folder)
+        if said in ("running", "done", "diverged"):
+            # Its worker died, or its result was moved aside to be made again.
+            state.state = "preempted"
+        if state.state == "failed":
+            state.message = str(status.get("message") or failures.get("message") or "") or None
+        return state
+
+    def other_results(self, known: Iterable[str], limit: int) -> Iterator[dict[str, Any]]:
+        """Up to `limit` results of runs outside `known`, to learn speeds from."""
+        for run_id in sorted(set(self.ids()) - set(known))[:limit]:
+            try:
+                result = read_result(self.run_dir(run_id))
+            except (RunDirError, OSError):
+                # Its own sweep reports it; here it is only one measurement less.
+                continue
+            if result is not None:
+                yield result
+
+    def find(self, written: str) -> str:
+        """The run whose id is, or begins with, what was written."""
+        ids = self.ids()
+        matching = [run_id for run_id in ids if run_id.startswith(written)]
+        if written in ids:
+            return written
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise SweepError(f"'{written}' begins {len(matching)} run ids ({', '.join(sorted(matching)[:4])} ...)")
+        hint = nearest(written, ids) if len(ids) <= 1000 else ""
+        raise SweepError(f"no run '{written}' in {self.runs}{hint if 'did you' in hint else ''}")
+
+    def record_failure(self, run_id: str, line: str, report: str, session: str, permanent: bool = False) -> None:
+        """Mark a run failed: one line in its status, the whole report in error.txt, one more failure counted.
+
+        `permanent`: the same session does not try it again (a mistake that only the user can mend).
+        """
+        folder = self.run_dir(run_id)
+        failures = _read(folder / FAILURES)
+        write_atomic(folder / ERROR, report.rstrip("\n") + "\n")
+        write_json(
+            folder / FAILURES,
+            {
+                "failures": int(failures.get("failures", 0)) + 1,
+                "message": line,
+                "session": session,
+                "permanent": permanent,
+            },
+        )
+        self.set_state(run_id, "failed", line)
+
+    def set_state(self, run_id: str, state: str, message: str | None = None) -> None:
+        """Change the state in status.json and keep the rest of it."""
+        folder = self.run_dir(run_id)
+        now = time.time()
+        status = {**_read(folder / STATUS), "state": state, "message": message, "updated": now}
+        status.setdefault("started", now)
+        write_json(folder / STATUS, status)
+
+    def gives_up(self, run_id: str, session: str, max_attempts: int) -> bool:
+        """Whether a failed run is left alone by this session."""
+        failures = _read(self.run_dir(run_id) / FAILURES)
+        if failures.get("session") == session and failures.get("permanent"):
+            return True
+        return int(failures.get("failures", 0)) >= max_attempts
+
+    def reset(self, run_id: str) -> str | None:
+        """Make a failed, diverged or corrupt run eligible again; says what was done, None if nothing was.
+
+        A result that is moved aside is never deleted.  The caller holds the run's lease.
+        """
+        folder = self.run_dir(run_id)
+        state = self.state(run_id)
+        if state.state in ("corrupt", "diverged"):
+            word = state.state
+            number = 1
+            while (moved := folder / f"{RESULT}.{word}-{number}").exists():
+                number += 1
+            with io_errors(folder):
+                os.rename(folder / RESULT, moved)
+                (folder / FAILURES).unlink(missing_ok=True)
+            self.set_state(run_id, "preempted")
+            return f"{run_id}: {word} result moved to {moved.name}"
+        if state.state == "failed" or state.failures:
+            with io_errors(folder):
+                (folder / FAILURES).unlink(missing_ok=True)
+            self.set_state(run_id, "preempted" if newest_checkpoint(folder) is not None else "new")
+            return f"{run_id}: {state.failures} failed attempts forgotten"
+        return None
+
+
+def newest_checkpoint(run_dir: Path) -> int | None:
+    """Step of the newest checkpoint that has its sidecar; None without one."""
+    try:
+        names = set(os.listdir(run_dir / CHECKPOINTS))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    steps = [
+        int(name[5:-12])
+        for name in names
+        if name.startswith("step-") and name.endswith(".safetensors") and f"{name[:-12]}.json" in names
+    ]
+    return max(steps, default=None)
+
+
+def problems(states: Sequence[RunState]) -> list[str]:
+    """One line for each corrupt run."""
+    return [state.message for state in states if state.state == "corrupt" and state.message]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A small JSON object; one that is missing or torn counts as empty, since the folder outranks it."""
+    try:
+        with open(path, "rb") as file:
+            value = json.loads(file.read())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

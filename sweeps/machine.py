@@ -1,0 +1,86 @@
+"""What this machine has to run on (cores, GPUs, their names), found without loading torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU of this machine."""
+
+    index: str
+    """What CUDA_VISIBLE_DEVICES calls it."""
+    name: str
+    """As torch names it, for example "NVIDIA H200"."""
+
+
+@lru_cache(maxsize=1)
+def cores() -> int:
+    """Cores that this process may use: its affinity, further limited by the container's CPU quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+
+
+@lru_cache(maxsize=1)
+def cpu_name() -> str:
+    """The processor, as a finished run records it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            line = next(line for line in file if line.startswith("model name"))
+        return line.split(":", 1)[1].strip()
+    except (OSError, StopIteration):
+        return "cpu"
+
+
+@lru_cache(maxsize=1)
+def gpus() -> tuple[Gpu, ...]:
+    """The GPUs that CUDA would see, in its order; none where there is no driver."""
+    names = _driver_gpus() or _smi_gpus()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return tuple(Gpu(str(i), name) for i, name in enumerate(names))
+    chosen = []
+    for entry in (part.strip() for part in visible.split(",")):
+        if entry.isdigit() and int(entry) < len(names):
+            chosen.append(Gpu(entry, names[int(entry)]))
+        elif entry.startswith(("GPU-", "MIG-")) and names:
+            chosen.append(Gpu(entry, names[0]))
+        else:
+            # CUDA itself ignores everything from the first invalid entry on.
+            break
+    return tuple(chosen)
+
+
+def _driver_gpus() -> list[str]:
+    folder = Path("/proc/driver/nvidia/gpus")
+    names = []
+    try:
+        for path in sorted(folder.glob("*/information")):
+            match = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
+            if match and Path("/dev/nvidiactl").exists():
+                names.append(match[1].strip())
+    except OSError:
+        return []
+    return names
+
+
+def _smi_gpus() -> list[str]:
+    if not Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]

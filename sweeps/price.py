@@ -1,0 +1,120 @@
+"""Predicted seconds of a run: from finished runs on the same machine, else a cautious guess."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from trainer.config import RunConfig
+from trainer.flops import flops_per_token, model_counts
+
+STARTUP_SECONDS = 2.0
+"""Building the network, the first steps and writing the result, for a run in a warm worker."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where runs are executed, as far as their speed depends on it."""
+
+    device: str
+    """Name of the processor or GPU, as results record it."""
+    threads: int
+    """CPU threads of one run."""
+    gpu: bool = False
+    """Whether the device is a GPU."""
+    per_device: int = 1
+    """Runs that share the GPU."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a run is expected to take."""
+
+    seconds: float
+    """From its first step to its result, on this setting."""
+    measured: bool
+    """From finished runs on the same device and threads; otherwise a guess."""
+
+
+class Prices:
+    """Speeds of one setting.
+
+    Args:
+        results: result.json of finished runs, of any device.
+        setting: where the runs to be priced will be executed.
+    """
+
+    def __init__(self, results: Iterable[dict[str, Any]], setting: Setting) -> None:
+        self.setting = setting
+        samples: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for result in results:
+            rate = _rate(result)
+            if rate is None or result.get("device") != setting.device:
+                continue
+            if not setting.gpu and result.get("threads") != setting.threads:
+                continue
+            precision, kind = str(result.get("precision")), str(result.get("structure_kind"))
+            for key in ((precision, kind), (precision, "")):
+                samples[key][math.log(result["flops_per_token"])].append(math.log(rate))
+        self._curves = {key: _Curve(points) for key, points in samples.items()}
+        self._cache: dict[tuple[int, str], tuple[float, bool]] = {}
+
+    def price(self, config: RunConfig, steps_done: int = 0) -> Price:
+        """The price of what is left of a run."""
+        key = (id(config.model), config.precision)
+        if key not in self._cache:
+            self._cache[key] = self._speed(config)
+        rate, measured = self._cache[key]
+        per_token = flops_per_token(config.model)
+        left = config.tokens - steps_done * config.optim.batch_tokens
+        work = left * per_token + config.eval.tokens * model_counts(config.model).forward
+        return Price(work / rate + STARTUP_SECONDS, measured)
+
+    def _speed(self, config: RunConfig) -> tuple[float, bool]:
+        """FLOP/s of a run, and whether it was measured."""
+        per_token = flops_per_token(config.model)
+        for kind in (config.model.structure.kind, ""):
+            curve = self._curves.get((config.precision, kind))
+            if curve is not None:
+                return math.exp(curve.at(math.log(per_token))), True
+        return _guess(per_token, self.setting), False
+
+
+class _Curve:
+    """Log FLOP/s over log FLOPs per token: medians, joined by straight lines, level beyond the ends."""
+
+    def __init__(self, points: dict[float, list[float]]) -> None:
+        self.x = sorted(points)
+        self.y = [median(points[x]) for x in self.x]
+
+    def at(self, x: float) -> float:
+        right = bisect.bisect_left(self.x, x)
+        if right == 0:
+            return self.y[0]
+        if right == len(self.x):
+            return self.y[-1]
+        share = (x - self.x[right - 1]) / (self.x[right] - self.x[right - 1])
+        return self.y[right - 1] + share * (self.y[right] - self.y[right - 1])
+
+
+def _rate(result: dict[str, Any]) -> float | None:
+    try:
+        rate = float(result["flops_per_token"]) * float(result["tokens_per_second"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return rate if rate > 0 and math.isfinite(rate) else None
+
+
+def _guess(per_token: float, setting: Setting) -> float:
+    """FLOP/s without a measurement, on the slow side: small models spend their time on launching operations.
+
+    The rates of large models are about half of what this trainer reaches on one AVX-512 core in fp32, and a
+    tenth of a data-centre GPU's datasheet; half of it remains at `half` FLOPs per token.
+    """
+    top, half = (6e13 / setting.per_device, 1e9) if setting.gpu else (3e10 * setting.threads**0.8, 5e5)
+    return top * per_token / (per_token + half)

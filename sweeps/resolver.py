@@ -28,11 +28,9 @@ class Resolver:
     """Turns partial configurations into RunConfigs; one object for the points of one sweep."""
 
     def __init__(self) -> None:
-        self._parts: dict[tuple[str | int, ...], Any] = {}
-        # Points share the tables that no axis touches, so a table's identity stands for its content; it must
-        # outlive the cache for that.
-        self._alive: list[Any] = []
+        self._parts: dict[tuple[str, ...], Any] = {}
         self._tokens: dict[tuple[str, int], int] = {}
+        self._seedless: dict[tuple[str, ...], RunConfig] = {}
 
     def config(self, partial: Partial, name: Callable[[], str]) -> RunConfig:
         """The RunConfig of one point; ConfigError, in one line that starts with its name, where it is wrong."""
@@ -53,6 +51,19 @@ class Resolver:
 
     def _quick(self, partial: Partial) -> RunConfig | None:
         """The same from shared parts; None where the slow way has to look at the point."""
+        seed = partial.get("seed")
+        if type(seed) is not int or seed < 0:
+            return self._assembled(partial)
+        # Seeds are what large grids have most of, and nothing else depends on them.
+        key = tuple([f"{name}={value!r}" for name, value in partial.items() if name != "seed"])
+        if key not in self._seedless:
+            config = self._assembled(partial)
+            if config is None:
+                return None
+            self._seedless[key] = config
+        return self._seedless[key].model_copy(update={"seed": seed})
+
+    def _assembled(self, partial: Partial) -> RunConfig | None:
         name, structure, budget = partial.get("preset"), partial.get("structure"), partial.get("budget")
         known = {"preset", "structure", "budget", *_PARTS, *_SCALARS}
         if not partial.keys() <= known or (name is not None and name not in PRESETS):
@@ -72,21 +83,17 @@ class Resolver:
         return RunConfig.model_validate(values)
 
     def _part(self, part: str, name: str, base: Any, given: Any) -> Any:
-        key = (part, name, id(given))
+        key = (part, name, repr(given))
         if key not in self._parts:
-            self._alive.append(given)
             both = isinstance(base, Mapping) and isinstance(given, Mapping)
             # The outer table decides, as in the slow way, whether tables merge or replace each other.
             merged = merge({part: base}, {part: given})[part] if both else (base if given is None else given)
             self._parts[key] = _PARTS[part].model_validate(merged)
         return self._parts[key]
 
-    def _model(
-        self, name: str, base: Partial, given: Any, structure: Any, data: DataConfig
-    ) -> ModelConfig:
-        key = ("model", name, id(given), repr(structure), id(data))
+    def _model(self, name: str, base: Partial, given: Any, structure: Any, data: DataConfig) -> ModelConfig:
+        key = ("model", name, repr(given), repr(structure), str(id(data)))
         if key not in self._parts:
-            self._alive.append(given)
             merged = merge({"model": base.get("model", {})}, {"model": given})
             if structure is not None:
                 merged = merge(merged, {"model": {"structure": structure}})

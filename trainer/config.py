@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -177,8 +178,12 @@ class RunConfig(_Frozen):
     @classmethod
     def _fill_vocab(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("model"), dict) and "vocab_size" not in data["model"]:
-            corpus = DataConfig.model_validate(data.get("data", {}))
-            data = {**data, "model": {**data["model"], "vocab_size": corpus.vocab_size}}
+            try:
+                vocab_size = DataConfig.model_validate(data.get("data", {})).vocab_size
+            except ValidationError:
+                # The field `data` will be told with its own path; the model must not be blamed meanwhile.
+                vocab_size = 1
+            data = {**data, "model": {**data["model"], "vocab_size": vocab_size}}
         return data
 
     @field_validator("tokens", mode="after")
@@ -212,15 +217,33 @@ class RunConfig(_Frozen):
 
     def canonical_json(self) -> str:
         """The one text form of this configuration: every field, sorted keys, no spaces."""
-        fields = sorted((name, getattr(self, name)) for name in type(self).model_fields)
-        texts = (_canonical(part) if isinstance(part, BaseModel) else json.dumps(part) for _, part in fields)
-        return "{" + ",".join(f'"{name}":{text}' for (name, _), text in zip(fields, texts, strict=True)) + "}"
+        return self._text(_canonical(self.data))
 
     def run_id(self, corpus_fingerprint: str) -> str:
         """Content hash of the whole configuration, the schema version and the corpus (12 hex digits).
 
         Where files lie is not content: the corpus' fingerprint stands for them.
         """
-        content = {**self.model_dump(mode="json", exclude={"data"}), "data": self.data.identity()}
-        text = json.dumps([SCHEMA_VERSION, corpus_fingerprint, content], sort_keys=True, separators=(",", ":"))
+        content = self._text(_identity(self.data))
+        text = f"[{SCHEMA_VERSION},{json.dumps(corpus_fingerprint)},{content}]"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def _text(self, data: str) -> str:
+        texts = {"data": data}
+        for name in type(self).model_fields:
+            if name != "data":
+                value = getattr(self, name)
+                texts[name] = _canonical(value) if isinstance(value, BaseModel) else json.dumps(value)
+        return "{" + ",".join([f'"{name}":{texts[name]}' for name in sorted(texts)]) + "}"
+
+
+@lru_cache(maxsize=4096)
+def _canonical(part: BaseModel) -> str:
+    """Canonical JSON of one table; the runs of a sweep share most of theirs."""
+    return json.dumps(part.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+@lru_cache(maxsize=256)
+def _identity(data: DataConfig) -> str:
+    """Canonical JSON of what identifies the data beside the corpus' fingerprint."""
+    return json.dumps(data.identity(), sort_keys=True, separators=(",", ":"))

@@ -63,9 +63,10 @@ def scaling_figure(ours: Analysis, published: Analysis | None = None, source: st
     width = max(window.width for window in windows)
     with house_style():
         size = (ONE_COLUMN, 3.1) if published is None else (TWO_COLUMNS, 3.3)
-        beneath = max(len(panel.structures) for panel in panels) > INSIDE
+        entries = max(len(panel.structures) for panel in panels)
+        beneath = entries > INSIDE
         if beneath:
-            size = (size[0], size[1] + 0.8)
+            size = (size[0], size[1] + 0.15 * (entries + 2))
         figure = Figure(figsize=size)
         rows = figure.subplots(1, len(panels), squeeze=False)[0]
         chosen = looks([label for panel in panels for label in panel.structures])
@@ -186,7 +187,7 @@ def _legend(axes: Axes, panel: Analysis, chosen: dict[str, Look], beneath: bool)
     title = r"$L \propto C^{\,-\alpha}$, 95 % band"
     place: dict[str, Any] = {"loc": "upper right"}
     if beneath:
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2, "columnspacing": 1.0}
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
     axes.legend(handles=handles, title=title, title_fontsize=7, alignment="left", **place)
 
 

@@ -10,9 +10,10 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trainer.errors import CorpusError
+from trainer.messages import validation_line
 
 DEFAULT_PACKAGES = (
     "fonttools",
@@ -335,13 +336,12 @@ class DataConfig(_Spec):
 def parse_data(text: str) -> DataConfig:
     """Read a DataConfig from a command-line argument: a shorthand ("pysource") or a JSON object.
 
-    Raises CorpusError where it is neither JSON nor a shorthand, pydantic's ValidationError where a field is
-    wrong.
+    Raises CorpusError where it is neither JSON nor a shorthand, or where a field is wrong.
     """
-    if not text.lstrip().startswith("{"):
-        return DataConfig.model_validate(text)
     try:
-        return DataConfig.model_validate(json.loads(text))
+        return DataConfig.model_validate(json.loads(text) if text.lstrip().startswith("{") else text)
+    except ValidationError as error:
+        raise CorpusError(validation_line(error, DataConfig, "data")) from None
     except json.JSONDecodeError as error:
         raise CorpusError(f'data: not JSON ({error}); write it like \'{{"corpus": "pysource"}}\'') from None
 

@@ -68,7 +68,9 @@ def analyse(runs: Runs, name: str, irreducible: float | None = None) -> Analysis
         AnalysisError: no finished run, or an impossible irreducible loss.
     """
     if runs.table.empty:
-        raise AnalysisError(f"{name}: no finished run to fit ({runs.coverage()}); run or resume the sweep first")
+        raise AnalysisError(
+            f"{name}: no finished run to fit ({runs.coverage()}); run or resume the sweep first"
+        )
     groups = {structure: points(runs.table, structure) for structure in structures_of(runs.table)}
     reference = geometric_mean(runs.table["train_flops"].to_numpy(np.float64))
     known = irreducible if irreducible is not None else _entropy_rate(runs.table)

@@ -13,8 +13,9 @@ from scipy.special import fdtrc, nctdtr
 
 from analysis.digits import number, probability
 from analysis.errors import AnalysisError
-from analysis.fit import ROUNDING, distinct_budgets, t_quantile
+from analysis.fit import distinct_budgets, t_quantile
 from analysis.laws import Array
+from analysis.search import ROUNDING
 
 LEVEL, POWER = 0.05, 0.80
 FLOOR_GRID = 60
@@ -132,7 +133,7 @@ def slope_test(groups: Groups, irreducible: float | None) -> SlopeTest | NoTest:
     lowest = min(float(np.exp(y).min()) for _, y in data)
     if irreducible is not None and not 0 <= irreducible < lowest:
         raise AnalysisError(
-            f"irreducible loss {irreducible:g}: must lie from 0 to below the lowest loss {lowest:g}; choose another"
+            f"irreducible loss {irreducible:g}: must lie from 0 to below the lowest loss {lowest:g}; mend it"
         )
     g, n = len(data), sum(y.size for _, y in data)
     dof = n - 2 * g - (1 if irreducible is None else 0)
@@ -184,7 +185,9 @@ def _caution(full: _Joint, null: _Joint) -> str | None:
     return "E is at a bound where the exponents are shared" if not null.interior else None
 
 
-def detectable_difference(standard_error: float, dof: int, level: float = LEVEL, power: float = POWER) -> float:
+def detectable_difference(
+    standard_error: float, dof: int, level: float = LEVEL, power: float = POWER
+) -> float:
     """Return the difference that a two-sided t test at `level` finds with probability `power`.
 
     The noncentral t distribution is used, not the normal one: with few degrees of freedom they differ much.
@@ -218,10 +221,12 @@ def _fit_lines(lines: list[tuple[Array, Array]], irreducible: float, common: boo
     return _Joint(-slopes, irreducible, cost, np.diag(1 / (sxx.sum(keepdims=True) if common else sxx)), True)
 
 
-def _weighted_lines(data: list[tuple[Array, Array]], floor: float, common: bool) -> tuple[Array, Array, float]:
+def _weighted_lines(
+    data: list[tuple[Array, Array]], floor: float, common: bool
+) -> tuple[Array, Array, float]:
     """Near-optimal log k and alpha for a fixed E.
 
-    Lines in log(L - E) with weights ((L - E) / L)^2, which make their residuals those of log L to first order.
+    Lines in log(L - E), weighted by ((L - E) / L)^2 so that their residuals are those of log L to first order.
     """
     parts = []
     for x, y in data:
@@ -237,7 +242,7 @@ def _weighted_lines(data: list[tuple[Array, Array]], floor: float, common: bool)
 
 
 def _fit_shared(data: list[tuple[Array, Array]], lowest: float, common: bool) -> _Joint:
-    """One E for all structures, fitted: a profile over E gives the starts, joint least squares the optimum."""
+    """One E for all structures: a profile over E gives the starts, joint least squares the optimum."""
     g = len(data)
     x = np.concatenate([part for part, _ in data])
     y = np.concatenate([part for _, part in data])
@@ -253,7 +258,7 @@ def _fit_shared(data: list[tuple[Array, Array]], lowest: float, common: bool) ->
         out[:, 0] = 1.0
         out[np.arange(x.size), 1 + group] = u
         out[np.arange(x.size), 1 + g + slot] = -x * u
-        return out / (p[0] + u)[:, None]
+        return np.asarray(out / (p[0] + u)[:, None])
 
     floors = lowest * np.sin(np.linspace(0, 0.5 * np.pi * 0.98, FLOOR_GRID)) ** 2
     profile = [_weighted_lines(data, float(floor), common) for floor in floors]
@@ -332,7 +337,8 @@ def _sentence(test: SlopeTest | NoTest) -> str:
         opening += f" (E = {number(test.irreducible, test.irreducible_se, 3)}{error})"
     a, b = test.dof
     outcome = "rejected" if test.rejected else "not rejected"
-    text = f"{opening}, equality of slopes is {outcome} (F({a}, {b}) = {test.statistic:.2f}, p {probability(test.p_value)})"
+    numbers = f"F({a}, {b}) = {test.statistic:.2f}, p {probability(test.p_value)}"
+    text = f"{opening}, equality of slopes is {outcome} ({numbers})"
     if test.rejected:
         text += f"; steepest is {_steepest(test)}"
     return f"{text}; {test.caution}." if test.caution else f"{text}."

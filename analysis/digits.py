@@ -44,7 +44,7 @@ def probability(p: float) -> str:
 
 
 def quantity(value: float) -> str:
-    """Return a count or FLOPs in three significant digits, such as `1.27e+12` or `84,934`."""
+    """Return a count or FLOPs in three significant digits, such as `1.20e+12` or `84,934`."""
     if not math.isfinite(value):
         return "-"
-    return f"{value:,.0f}" if abs(value) < 1e7 and value == round(value) else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) < 1e7 and value == round(value) else f"{value:.2e}"

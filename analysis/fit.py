@@ -7,19 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
 from scipy.special import stdtrit
 
 from analysis.errors import AnalysisError
 from analysis.laws import LAWS, Array, IrreduciblePowerLaw, PowerLaw
+from analysis.search import ROUNDING, best_optimum, line
 
 CONFIDENCE = 0.95
-# Sums of squared log-loss residuals below n times this are zero to the rounding of float64 losses.
-ROUNDING = 1e-28
 SAME_BUDGET = 1e-6
-GRID_ALPHA, GRID_FLOOR = 72, 48
-SPREAD_STARTS = 12
-COMPETING = 1.05
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ class Fit:
         return LAWS[self.law](self.reference).evaluate(self.theta, flops)
 
     def band(self, flops: Array) -> tuple[Array, Array] | None:
-        """Return the 95 % confidence band of the fitted curve at `flops` (delta method in log loss), or None."""
+        """Return the 95 % confidence band of the curve at `flops` (delta method in log loss), or None."""
         if self.covariance is None:
             return None
         law = LAWS[self.law](self.reference)
@@ -122,7 +117,9 @@ def distinct_budgets(flops: Array) -> int:
     return 1 + int(np.sum(np.diff(ordered) > SAME_BUDGET)) if ordered.size else 0
 
 
-def fit_law(law: str, flops: Array, loss: Array, group: str = "all", reference: float | None = None) -> Fit | Refusal:
+def fit_law(
+    law: str, flops: Array, loss: Array, group: str = "all", reference: float | None = None
+) -> Fit | Refusal:
     """Fit a law to the runs of one structure.
 
     Args:
@@ -154,16 +151,9 @@ def fit_law(law: str, flops: Array, loss: Array, group: str = "all", reference: 
     return _fit_irreducible(flops, loss, group, centre)
 
 
-def _line(x: Array, y: Array) -> tuple[float, float]:
-    """Intercept at x = 0 and slope of the least-squares line."""
-    dx = x - x.mean()
-    slope = float(dx @ (y - y.mean()) / (dx @ dx))
-    return float(y.mean() - slope * x.mean()), slope
-
-
 def _fit_line(flops: Array, loss: Array, group: str, centre: float) -> Fit:
     """The power law is a straight line in log-log: least squares in closed form."""
-    intercept, slope = _line(np.log(flops / centre), np.log(loss))
+    intercept, slope = line(np.log(flops / centre), np.log(loss))
     theta = np.array([math.exp(intercept), -slope])
     warnings = ["the loss does not fall with training FLOPs"] if slope >= 0 else []
     return _finish(PowerLaw(centre), theta, flops, loss, group, 1, 1, [], warnings)
@@ -174,113 +164,23 @@ def _residuals(law: PowerLaw | IrreduciblePowerLaw, theta: Array, flops: Array, 
 
 
 def _log_jacobian(law: PowerLaw | IrreduciblePowerLaw, theta: Array, flops: Array) -> Array:
-    return law.jacobian(theta, flops) / law.evaluate(theta, flops)[:, None]
-
-
-def _profile_starts(x: Array, y: Array) -> list[Array]:
-    """Global starts (E, log k, alpha) for the law with E, by variable projection.
-
-    With r = E / k the law is log L = log k + log(r + exp(-alpha x)): for fixed (alpha, r) the best log k is a
-    mean, so the objective is mapped over the whole (alpha, r) plane at once. r is spaced by the share of the
-    loss that is irreducible at the largest budget, from 0 to .998. Returned are all local minima of the map,
-    and a coarse lattice beside them, so that a basin narrower than the map's mesh is still met.
-    """
-    span = float(x.max() - x.min())
-    alphas = np.geomspace(0.02, 40.0, GRID_ALPHA) / span
-    shares = np.sin(np.linspace(0.0, 0.5 * np.pi * 0.97, GRID_FLOOR)) ** 2
-    ratio = (shares / (1 - shares))[None, :] * np.exp(-alphas * x.max())[:, None]
-    decay = np.exp(-alphas[:, None, None] * x)
-    z = y - np.log(ratio[:, :, None] + decay)
-    log_k = z.mean(axis=2)
-    cost = ((z - log_k[:, :, None]) ** 2).sum(axis=2)
-    padded = np.pad(cost, 1, constant_values=np.inf)
-    rows, cols = cost.shape
-    lowest = np.ones_like(cost, dtype=bool)
-    for i, j in ((i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)):
-        lowest &= cost <= padded[i : i + rows, j : j + cols]
-    cells = [(int(i), int(j)) for i, j in np.argwhere(lowest)]
-    cells.sort(key=lambda cell: float(cost[cell]))
-    lattice = np.linspace(0, rows - 1, SPREAD_STARTS).astype(int)
-    cells = cells[:SPREAD_STARTS] + [(int(i), int((7 * i) % cols)) for i in lattice]
-    return [np.array([ratio[c] * math.exp(log_k[c]), log_k[c], alphas[c[0]]]) for c in dict.fromkeys(cells)]
-
-
-def _polish(start: Array, x: Array, y: Array, upper: tuple[float, float], tolerance: float) -> Array:
-    """Descend from `start` = (E, log k, alpha) to a local optimum, 0 <= (E, alpha) <= `upper`."""
-    lowest, alpha_max = upper
-
-    def residuals(p: Array) -> Array:
-        return np.asarray(np.log(p[0] + np.exp(p[1] - p[2] * x)) - y)
-
-    def jacobian(p: Array) -> Array:
-        u = np.exp(p[1] - p[2] * x)
-        return np.stack([np.ones_like(u), u, -x * u], axis=1) / (p[0] + u)[:, None]
-
-    low, high = np.array([0.0, -np.inf, 0.0]), np.array([lowest, np.inf, alpha_max])
-    inside = np.clip(start, [1e-9 * lowest, -np.inf, 1e-9], [lowest * (1 - 1e-9), np.inf, alpha_max * 0.999])
-    found = least_squares(
-        residuals, inside, jac=jacobian, bounds=(low, high), x_scale="jac",
-        xtol=tolerance, ftol=tolerance, gtol=tolerance, max_nfev=400,
-    )  # fmt: skip
-    return np.asarray(found.x, np.float64)
-
-
-def _cost(p: Array, x: Array, y: Array) -> float:
-    return float(((np.log(p[0] + np.exp(p[1] - p[2] * x)) - y) ** 2).sum())
+    return np.asarray(law.jacobian(theta, flops) / law.evaluate(theta, flops)[:, None])
 
 
 def _fit_irreducible(flops: Array, loss: Array, group: str, centre: float) -> Fit | Refusal:
     law = IrreduciblePowerLaw(centre)
     x, y = np.log(flops / centre), np.log(loss)
-    lowest, span = float(loss.min()), float(x.max() - x.min())
-    intercept, slope = _line(x, y)
-    if slope >= 0:
+    if line(x, y)[1] >= 0:
         return Refusal(law.name, group, loss.size, "the loss does not fall with training FLOPs")
-    alpha_max = 80.0 / span
-    starts = _profile_starts(x, y)
-    # E = 0 is the law without E, known in closed form; it stands for every optimum on that bound.
-    optima = [np.array([0.0, intercept, -slope])]
-    optima += [_polish(start, x, y, (lowest, alpha_max), 1e-8) for start in starts]
-    costs = [_cost(p, x, y) for p in optima]
-    leader = int(np.argmin(costs))
-    if leader > 0:
-        optima[leader] = _polish(optima[leader], x, y, (lowest, alpha_max), 1e-15)
-        costs[leader] = _cost(optima[leader], x, y)
-    found = [np.array([p[0], math.exp(p[1]), p[2]]) for p in optima]
-    # The bound is kept unless an interior point is better by more than rounding.
-    best = leader
-    slack = loss.size * ROUNDING
-    if costs[0] <= costs[best] * (1 + 1e-9) + slack:
-        best = 0
-    rivals = _distinct([t for t, cost in zip(found, costs, strict=True) if cost <= COMPETING * costs[best] + slack])
-    reasons = []
-    if len(rivals) > 1:
-        values = sorted(float(theta[2]) for theta in rivals)
-        reasons.append(f"{len(rivals)} optima fit within 5 %, alpha from {values[0]:.3g} to {values[-1]:.3g}")
-    bounds = _at_bounds(found[best], lowest, alpha_max)
-    return _finish(law, found[best], flops, loss, group, len(starts) + 1, len(rivals), bounds, reasons)
-
-
-def _distinct(thetas: list[Array]) -> list[Array]:
-    """Optima that differ by more than 1 % in some parameter; polished copies of one optimum count once."""
-    kept: list[Array] = []
-    for theta in thetas:
-        scale = np.abs(theta) + 1e-3
-        if not any(np.all(np.abs(theta - other) <= 0.01 * scale) for other in kept):
-            kept.append(theta)
-    return kept
-
-
-def _at_bounds(theta: Array, lowest: float, alpha_max: float) -> list[str]:
-    floor, _, alpha = (float(value) for value in theta)
-    reasons = []
-    if floor <= 1e-6 * lowest:
-        reasons.append("E is at its bound 0: the points show no bend towards a floor")
-    if floor >= lowest * (1 - 1e-6):
-        reasons.append("E is at its bound, the lowest loss: the curve is flat at the end")
-    if alpha >= 0.99 * alpha_max:
-        reasons.append("alpha is at its bound: the loss drops in one step")
-    return reasons
+    found = best_optimum(x, y)
+    warnings = []
+    if len(found.rivals) > 1:
+        values = sorted(float(rival[2]) for rival in found.rivals)
+        warnings.append(
+            f"{len(values)} optima fit within 5 %, alpha from {values[0]:.3g} to {values[-1]:.3g}"
+        )
+    minima = len(found.rivals)
+    return _finish(law, found.theta, flops, loss, group, found.starts, minima, list(found.bounds), warnings)
 
 
 def _finish(
@@ -360,8 +260,8 @@ def _not_identified(
     if se > spread:
         return [f"its standard error {se:.2g} exceeds the spread of the losses {spread:.2g}"]
     half = t_quantile(dof) * se
-    if floor - half <= 0 and floor + half >= lowest:
-        return ["its 95 % interval holds everything from 0 to the lowest loss"]
+    if floor - half <= 0:
+        return [f"its 95 % interval, {floor:.2g} ± {half:.2g}, reaches down to 0"]
     return []
 
 

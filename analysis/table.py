@@ -335,9 +335,10 @@ def use_flops(runs: Runs, convention: str) -> Runs:
     """Return the same runs with training FLOPs counted by another convention (column flops_<convention>)."""
     column = f"flops_{convention}"
     if column not in runs.table or bool(runs.table[column].isna().any()):
-        known = [name.removeprefix("flops_") for name in runs.table if str(name).startswith("flops_")]
+        names = [str(name) for name in runs.table.columns]
+        known = ", ".join(name.removeprefix("flops_") for name in names if name.startswith("flops_"))
         raise AnalysisError(
-            f"--flops {convention}: the table does not count FLOPs that way; known: {', '.join(known) or 'none'}"
+            f"--flops {convention}: the table does not count FLOPs so; use one of: {known or 'none'}"
         )
     table = runs.table.assign(train_flops=runs.table[column])
     return Runs(table, runs.missing, runs.diverged, runs.failed, runs.corrupted)

@@ -36,7 +36,9 @@ def expand(sweep: Sweep) -> list[RunConfig]:
 
     Raises SweepError (the file) or ConfigError (a grid point), in one line.
     """
-    excludes = [Rule(f"exclude {n}", flatten(table), sweep.source) for n, table in enumerate(sweep.exclude, 1)]
+    excludes = [
+        Rule(f"exclude {n}", flatten(table), sweep.source) for n, table in enumerate(sweep.exclude, 1)
+    ]
     overrides = [
         (Rule(f"override {n}", flatten(entry.when), sweep.source), _changes(entry.set, n, sweep.source))
         for n, entry in enumerate(sweep.override, 1)
@@ -96,7 +98,9 @@ def _dimensions(sweep: Sweep) -> list[list[Assignment]]:
     taken: dict[str, str] = {}
     for key, values in flatten(sweep.axes).items():
         _take(taken, key, "axes", sweep.source)
-        dimensions.append([{normal_key(key): value} for value in _values(values, f"axes.{key}", sweep.source)])
+        dimensions.append(
+            [{normal_key(key): value} for value in _values(values, f"axes.{key}", sweep.source)]
+        )
     for n, table in enumerate(sweep.zip, 1):
         place = f"zip {n}"
         columns = {
@@ -121,7 +125,9 @@ def _take(taken: dict[str, str], key: str, place: str, source: str) -> None:
     for old, where in taken.items():
         clash = amounts_apart(old, new) or old == new or _inside(old, new) or _inside(new, old)
         if clash:
-            raise SweepError(f"{source}: {place}.{key} and {where}.{dotted(old)} set the same thing; keep one")
+            raise SweepError(
+                f"{source}: {place}.{key} and {where}.{dotted(old)} set the same thing; keep one"
+            )
     taken[new] = place
 
 

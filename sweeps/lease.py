@@ -59,7 +59,9 @@ def process_start(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         if os.path.isdir("/proc/self"):
             return None
-    done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() or None
 
 
@@ -90,7 +92,9 @@ def read_lease(run_dir: Path) -> dict[str, Any] | None:
 class Lease:
     """A claim on one run.  Use as a context manager: renews itself in a thread, lets go at the end."""
 
-    def __init__(self, run_dir: Path, heartbeat: float = HEARTBEAT_SECONDS, timeout: float = STALE_SECONDS) -> None:
+    def __init__(
+        self, run_dir: Path, heartbeat: float = HEARTBEAT_SECONDS, timeout: float = STALE_SECONDS
+    ) -> None:
         self.run_dir = run_dir
         self.owner = uuid.uuid4().hex
         self.heartbeat, self.timeout = heartbeat, timeout
@@ -146,7 +150,9 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None
+    ) -> None:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()

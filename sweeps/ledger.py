@@ -9,16 +9,26 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sweeps.errors import SweepError
+from sweeps.index import ResultIndex
 from sweeps.lease import LEASE, is_stale
 from trainer.errors import RunDirError
 from trainer.messages import nearest
-from trainer.rundir import CHECKPOINTS, ERROR, RESULT, STATUS, io_errors, read_result, write_atomic, write_json
+from trainer.rundir import (
+    CHECKPOINTS,
+    ERROR,
+    RESULT,
+    STATUS,
+    io_errors,
+    read_result,
+    write_atomic,
+    write_json,
+)
 
 FAILURES = "failures.json"
 LOG = "worker.log"
@@ -77,14 +87,21 @@ class Ledger:
 
     def scan(self, run_ids: Iterable[str]) -> dict[str, RunState]:
         """The states of many runs: one listing, then one to three opens for each run that has a folder."""
-        there = set(self.ids())
-        return {run_id: self.state(run_id) if run_id in there else RunState() for run_id in run_ids}
+        wanted, there = list(run_ids), set(self.ids())
+        index = ResultIndex(self.runs, len(wanted))
+        states = {
+            run_id: self._state(run_id, index.result) if run_id in there else RunState() for run_id in wanted
+        }
+        index.save()
+        return states
 
     def state(self, run_id: str) -> RunState:
         """The state of one run."""
-        folder = self.run_dir(run_id)
+        return self._state(run_id, lambda name: read_result(self.run_dir(name)))
+
+    def _state(self, run_id: str, read: Callable[[str], dict[str, Any] | None]) -> RunState:
         try:
-            result = read_result(folder)
+            result = read(run_id)
         except RunDirError as error:
             return RunState("corrupt", message=str(error))
         if result is not None:
@@ -92,13 +109,13 @@ class Ledger:
                 str(result["state"]), attempt=int(result.get("attempts") or 1), step=int(result["steps"]),
                 result=result,
             )  # fmt: skip
-        return self._unfinished(folder)
+        return self._unfinished(self.run_dir(run_id))
 
     def _unfinished(self, folder: Path) -> RunState:
         lease, status, failures = (_read(folder / name) for name in (LEASE, STATUS, FAILURES))
         said = str(status.get("state", "new"))
         state = RunState(
-            said, int(failures.get("failures", 0)), int(status.get("attempt", 0)), int(status.get("step", 0)),
+            said if said in STATES else "preempted", int(failures.get("failures", 0)), int(status.get("attempt", 0)), int(status.get("step", 0)),
             status=status or None,
         )  # fmt: skip
         if lease and not is_stale(lease, time.time()):
@@ -132,28 +149,43 @@ class Ledger:
         if len(matching) == 1:
             return matching[0]
         if matching:
-            raise SweepError(f"'{written}' begins {len(matching)} run ids ({', '.join(sorted(matching)[:4])} ...)")
+            raise SweepError(
+                f"'{written}' begins {len(matching)} run ids ({', '.join(sorted(matching)[:4])} ...)"
+            )
         hint = nearest(written, ids) if len(ids) <= 1000 else ""
         raise SweepError(f"no run '{written}' in {self.runs}{hint if 'did you' in hint else ''}")
 
-    def record_failure(self, run_id: str, line: str, report: str, session: str, permanent: bool = False) -> None:
-        """Mark a run failed: one line in its status, the whole report in error.txt, one more failure counted.
+    def record_failure(
+        self,
+        run_id: str,
+        line: str,
+        report: str,
+        session: str,
+        permanent: bool = False,
+        counts: bool = True,
+    ) -> None:
+        """Mark a run failed: one line in its status, the whole report in error.txt.
 
-        `permanent`: the same session does not try it again (a mistake that only the user can mend).
+        Args:
+            run_id: the run, whose lease the caller holds.
+            line: why, in one line.
+            report: why, at length.
+            session: the launch it failed in.
+            permanent: the same session does not try it again (a mistake that only the user can mend).
+            counts: it is the run's own failure, one of the few that it may have.
         """
         folder = self.run_dir(run_id)
-        failures = _read(folder / FAILURES)
+        failures = int(_read(folder / FAILURES).get("failures", 0)) + counts
+        record = {"failures": failures, "message": line, "session": session, "permanent": permanent}
         write_atomic(folder / ERROR, report.rstrip("\n") + "\n")
-        write_json(
-            folder / FAILURES,
-            {
-                "failures": int(failures.get("failures", 0)) + 1,
-                "message": line,
-                "session": session,
-                "permanent": permanent,
-            },
-        )
+        write_json(folder / FAILURES, record)
         self.set_state(run_id, "failed", line)
+
+    def forget_failures(self, run_id: str) -> None:
+        """Drop the count of failed attempts, once a run has succeeded or a user asks to try again."""
+        path = self.run_dir(run_id) / FAILURES
+        with io_errors(path):
+            path.unlink(missing_ok=True)
 
     def set_state(self, run_id: str, state: str, message: str | None = None) -> None:
         """Change the state in status.json and keep the rest of it."""
@@ -184,12 +216,11 @@ class Ledger:
                 number += 1
             with io_errors(folder):
                 os.rename(folder / RESULT, moved)
-                (folder / FAILURES).unlink(missing_ok=True)
+            self.forget_failures(run_id)
             self.set_state(run_id, "preempted")
             return f"{run_id}: {word} result moved to {moved.name}"
         if state.state == "failed" or state.failures:
-            with io_errors(folder):
-                (folder / FAILURES).unlink(missing_ok=True)
+            self.forget_failures(run_id)
             self.set_state(run_id, "preempted" if newest_checkpoint(folder) is not None else "new")
             return f"{run_id}: {state.failures} failed attempts forgotten"
         return None

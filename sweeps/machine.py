@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -47,6 +48,8 @@ def cpu_name() -> str:
 def gpus() -> tuple[Gpu, ...]:
     """The GPUs that CUDA would see, in its order; none where there is no driver."""
     names = _driver_gpus() or _smi_gpus()
+    if names and not _torch_has_cuda():
+        return ()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return tuple(Gpu(str(i), name) for i, name in enumerate(names))
@@ -73,6 +76,15 @@ def _driver_gpus() -> list[str]:
     except OSError:
         return []
     return names
+
+
+def _torch_has_cuda() -> bool:
+    """Whether the installed torch is a CUDA build, as its version file says."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    version = Path(spec.origin).with_name("version.py").read_text()
+    return re.search(r"^cuda\b[^=]*= *['\"]", version, re.MULTILINE) is not None
 
 
 def _smi_gpus() -> list[str]:

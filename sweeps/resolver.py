@@ -47,7 +47,9 @@ class Resolver:
             said = str(error)
             raise ConfigError(said if said.startswith(source) else f"{source}: {said}") from None
         except (TypeError, AttributeError):
-            raise SweepError(f"{source}: a table is wanted where a plain value is given, or the reverse") from None
+            raise SweepError(
+                f"{source}: a table is wanted where a plain value is given, or the reverse"
+            ) from None
 
     def _quick(self, partial: Partial) -> RunConfig | None:
         """The same from shared parts; None where the slow way has to look at the point."""

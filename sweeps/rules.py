@@ -91,7 +91,9 @@ class Rule:
                 raise SweepError(
                     f"{self.source}: {self.name} matches no run: no grid point has {key} = {_text(value)}{hint}"
                 )
-        raise SweepError(f"{self.source}: {self.name} matches no run: no grid point has all its values at once")
+        raise SweepError(
+            f"{self.source}: {self.name} matches no run: no grid point has all its values at once"
+        )
 
 
 def lookup(partial: Partial, key: str) -> Any:

@@ -1,14 +1,14 @@
 """The sweep file: what one TOML file says, and how a file is found by name.
 
-    description = "..."
-    [base]                      partial RunConfig that every run starts from (preset, structure, tables)
-    [axes]                      dotted key = list of values; the grid is their product
-    [[zip]]                     keys whose lists advance together; one more axis of the product
-    [[exclude]]                 grid points that match every given value are dropped
-    [[override]]                when = {key = value}   set = {key = value}
-    [budget]                    tokens | tokens_per_param (of, count) | train_flops
-    [execution]                 device, threads, slots ...; not part of a run's identity
-    [mlflow]                    uri, experiment
+description = "..."
+[base]                      partial RunConfig that every run starts from (preset, structure, tables)
+[axes]                      dotted key = list of values; the grid is their product
+[[zip]]                     keys whose lists advance together; one more axis of the product
+[[exclude]]                 grid points that match every given value are dropped
+[[override]]                when = {key = value}   set = {key = value}
+[budget]                    tokens | tokens_per_param (of, count) | train_flops
+[execution]                 device, threads, slots ...; not part of a run's identity
+[mlflow]                    uri, experiment
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def find_sweep(written: str) -> Path:
     path = CONFIGS / f"{written}.toml"
     if not path.is_file():
         names = [path.stem for path in sweep_files()]
-        raise SweepError(f"unknown sweep '{written}'{nearest(written, names)} (or give the path of a .toml file)")
+        raise SweepError(
+            f"unknown sweep '{written}'{nearest(written, names)} (or give the path of a .toml file)"
+        )
     return path
 
 

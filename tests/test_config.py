@@ -69,9 +69,7 @@ def test_budgets_are_rounded_down_to_whole_batches() -> None:
 @pytest.mark.parametrize("of", ["run", "dense"])
 def test_tokens_per_param(of: str) -> None:
     given = {k: v for k, v in TINY.items() if k != "tokens"}
-    config = resolve(
-        {**given, "structure": "lowrank-32", "budget": {"tokens_per_param": 20, "of": of}}, "t"
-    )
+    config = resolve({**given, "structure": "lowrank-32", "budget": {"tokens_per_param": 20, "of": of}}, "t")
     counted = config.model if of == "run" else resolve({**TINY}, "t").model
     wanted = 20 * model_counts(counted).params_total
     assert 0 <= wanted - config.tokens < 64
@@ -99,7 +97,7 @@ def test_train_flops_budget_is_met_from_below() -> None:
         ({"tokens": 3}, ["tokens", "less than one batch"]),
         ({"optim": {"peak_lr": float("nan")}}, ["peak_lr"]),
         ({"optim": {"schedule": "linear"}}, ["optim.schedule = 'linear'", "cosine"]),
-        ({"budget": {"tokens": 5, "train_flops": 3}}, ["exactly one of"]),
+        ({"budget": {"tokens": 5, "train_flops": 3}}, ["give one of"]),
         ({"preset": "cpu-xxs"}, ["unknown preset 'cpu-xxs'", "did you mean 'cpu-"]),
     ],
     ids=str,
@@ -143,5 +141,7 @@ def test_configuration_loads_neither_torch_nor_numpy() -> None:
         "import sys, trainer.presets, trainer.rundir, trainer.execution;"
         "print([m for m in ('torch', 'numpy', 'pandas', 'mlflow', 'scipy') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "[]"

@@ -69,9 +69,17 @@ def test_computed_row_to_the_last_digit(row: dict[str, str]) -> None:
 
 def test_grouped_query_row() -> None:
     (row,) = (
-        r for r in rows("structuredffn_computed_flops.csv") if r["variant"] == "wide_structured" and r["size"] == "m"
+        r
+        for r in rows("structuredffn_computed_flops.csv")
+        if r["variant"] == "wide_structured" and r["size"] == "m"
     )
-    model = {"attn_dim": 512, "n_heads": 8, "n_kv_heads": 4, "d_ff": 4864, "structure": {"kind": "lowrank", "rank": 512}}
+    model = {
+        "attn_dim": 512,
+        "n_heads": 8,
+        "n_kv_heads": 4,
+        "d_ff": 4864,
+        "structure": {"kind": "lowrank", "rank": 512},
+    }
     config = resolve({"preset": "paper-m", "model": model, "tokens": int(row["tokens_arg"])}, "test")
     assert describe(config)["params_total"] == int(row["params_total_incl_bias_norm"])
     assert describe(config)["train_flops"] == int(row["training_flops"])
@@ -116,7 +124,10 @@ def test_counts_equal_those_of_the_network(shape: dict[str, Any], structure: str
 def test_conventions_are_ordered_as_their_definitions_say() -> None:
     model = resolve({"preset": "cpu-m"}, "test").model
     counts = model_counts(model)
-    assert flops_per_token(model, "paper") - flops_per_token(model, "causal") == 3 * counts.forward_attention // 2
+    assert (
+        flops_per_token(model, "paper") - flops_per_token(model, "causal")
+        == 3 * counts.forward_attention // 2
+    )
     assert flops_per_token(model, "6N") == 6 * counts.params_total
     assert flops_per_token(model, "6N_non_embedding") == 6 * counts.params_non_embedding
     with pytest.raises(ValueError, match="unknown FLOPs convention"):

@@ -1,4 +1,4 @@
-"""The loop end to end on tiny runs: kill and resume bit for bit, divergence, damaged checkpoints, processes."""
+"""The loop on tiny runs: kill and resume bit for bit, divergence, damaged checkpoints, several processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def run(
 ) -> str:
     config = resolve(merge(TINY, change), "test")
     corpus = prepare(config.data, folder.parent, progress=False)
-    return train(config, corpus, folder, config.run_id(fingerprint(config.data)), execution, should_stop, on_progress)
+    return train(
+        config, corpus, folder, config.run_id(fingerprint(config.data)), execution, should_stop, on_progress
+    )
 
 
 def losses(folder: Path) -> list[tuple[int, float, float]]:
@@ -239,7 +241,11 @@ def test_too_many_tokens_for_the_corpus(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     for number in range(12):
         (tmp_path / "text" / f"{number}.txt").write_text(f"some words {number} " * 40)
-    data = {"corpus": {"kind": "text", "paths": [str(tmp_path / "text")]}, "tokenizer": "bytes", "heldout_fraction": 0.5}
+    data = {
+        "corpus": {"kind": "text", "paths": [str(tmp_path / "text")]},
+        "tokenizer": "bytes",
+        "heldout_fraction": 0.5,
+    }
     with pytest.raises(CorpusError, match=r"640,?000.*max_epochs"):
         run(tmp_path / "run", data=data, tokens=64 * 10_000)
 
@@ -247,7 +253,9 @@ def test_too_many_tokens_for_the_corpus(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line_and_resumable(tmp_path: Path, undisturbed: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=768k", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=768k", "tmpfs", str(disk)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("mounting a small tmpfs needs root")
     try:
@@ -265,7 +273,9 @@ def write_config(path: Path) -> None:
     config = resolve(TINY, "t").model_dump(mode="json")
 
     def table(prefix: str, value: dict[str, Any]) -> str:
-        plain = [f"{k} = {json.dumps(v)}" for k, v in value.items() if not isinstance(v, dict) and v is not None]
+        plain = [
+            f"{k} = {json.dumps(v)}" for k, v in value.items() if not isinstance(v, dict) and v is not None
+        ]
         nested = [table(f"{prefix}.{k}" if prefix else k, v) for k, v in value.items() if isinstance(v, dict)]
         return "\n".join(([f"[{prefix}]"] if prefix else []) + plain + nested)
 

@@ -86,7 +86,10 @@ def test_rope_in_double_precision_matches_rotation_matrices() -> None:
         for pair in range(2):
             angle = torch.tensor(position * 100.0 ** (-2 * pair / 4))
             c, s = angle.cos(), angle.sin()
-            want = torch.stack((torch.stack((c, -s)), torch.stack((s, c)))) @ x[0, position, 0, 2 * pair : 2 * pair + 2]
+            want = (
+                torch.stack((torch.stack((c, -s)), torch.stack((s, c))))
+                @ x[0, position, 0, 2 * pair : 2 * pair + 2]
+            )
             torch.testing.assert_close(
                 rotate(x, table)[0, position, 0, 2 * pair : 2 * pair + 2], want, rtol=1e-5, atol=1e-5
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from trainer.config import OptimConfig
@@ -26,7 +28,7 @@ def test_cosine_rises_linearly_and_ends_exactly_at_the_final_rate() -> None:
 def test_wsd_is_flat_and_then_linear() -> None:
     got = rates(100, schedule="wsd", warmup_fraction=0.1, decay_fraction=0.2, final_lr_fraction=0.0)
     assert set(got[9:80]) == {0.5}
-    drops = [a - b for a, b in zip(got[79:-1], got[80:], strict=True)]
+    drops = [a - b for a, b in itertools.pairwise(got[79:])]
     assert drops == pytest.approx([0.025] * 20)
     assert got[-1] == 0.0
 

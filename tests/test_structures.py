@@ -41,7 +41,8 @@ def draw_factors(structure: Structure, d_in: int, d_out: int) -> dict[str, torch
     generator = torch.Generator().manual_seed(0)
     shapes = structure.factor_shapes(d_in, d_out)
     return {
-        k: torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for k, s in shapes.items()
+        k: torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_()
+        for k, s in shapes.items()
     }
 
 
@@ -60,7 +61,9 @@ def test_forward_and_gradients_equal_the_merged_dense_product(
     want = x @ structure.merged_weight(factors).T + bias
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
     for a, b in zip(
-        torch.autograd.grad((got * probe).sum(), inputs), torch.autograd.grad((want * probe).sum(), inputs), strict=True
+        torch.autograd.grad((got * probe).sum(), inputs),
+        torch.autograd.grad((want * probe).sum(), inputs),
+        strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
@@ -71,7 +74,7 @@ def test_blockshuffle_matches_an_einsum_over_explicit_indices() -> None:
     factors = draw_factors(structure, n_blocks * n_in, n_blocks * n_out)
     x = torch.randn(7, n_blocks, n_in, dtype=torch.float64)
     hidden = torch.einsum("bki,tbi->tbk", factors["v"], x)
-    # Position k * B + b of the shuffled vector is row k of block b; blocks of the second factor are cut from it.
+    # Position k * B + b of the shuffled vector is row k of block b; the second factor cuts it into blocks.
     shuffled = torch.einsum("tbk->tkb", hidden).reshape(7, n_blocks, n_in)
     out = torch.einsum("boi,tbi->tbo", factors["u"], shuffled).reshape(7, n_out, n_blocks)
     want = torch.einsum("tob->tbo", out).reshape(7, -1)
@@ -83,7 +86,9 @@ def test_blockdense_matches_an_einsum() -> None:
     factors = draw_factors(structure, 8, 5)
     x = torch.randn(7, 8, dtype=torch.float64)
     hidden = torch.einsum("bri,tbi->tbr", factors["v"], x.view(7, 2, 4)).reshape(7, 6)
-    torch.testing.assert_close(structure.forward(x, factors, None), torch.einsum("or,tr->to", factors["u"], hidden))
+    torch.testing.assert_close(
+        structure.forward(x, factors, None), torch.einsum("or,tr->to", factors["u"], hidden)
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -127,7 +132,9 @@ def test_impossible_shapes_are_refused(structure: Structure, message: str) -> No
         structure.factor_shapes(8, 32)
 
 
-@pytest.mark.parametrize("name", ["dense", "lowrank-63", "lowrank-32", "blockdense-63", "blockshuffle-32", "lowrank-50"])
+@pytest.mark.parametrize(
+    "name", ["dense", "lowrank-63", "lowrank-32", "blockdense-63", "blockshuffle-32", "lowrank-50"]
+)
 @pytest.mark.parametrize("d_model", [32, 48, 64, 80, 96, 128, 768, 1024, 1536, 2048])
 def test_labels_are_the_names_that_resolve_to_them(name: str, d_model: int) -> None:
     structure = structure_from(name, d_model)

@@ -36,7 +36,9 @@ ResultsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def _partial(config: Path | None, preset: str | None, structure: str | None, sets: list[str] | None) -> Partial:
+def _partial(
+    config: Path | None, preset: str | None, structure: str | None, sets: list[str] | None
+) -> Partial:
     given: Partial = load_toml(config) if config else {}
     for assignment in sets or []:
         key, sign, value = assignment.partition("=")
@@ -126,7 +128,9 @@ def train(
 def data(
     spec: Annotated[
         str | None,
-        typer.Argument(help="pysource, text:PATH, hf:NAME, or a data table as JSON; default that of --preset."),
+        typer.Argument(
+            help="pysource, text:PATH, hf:NAME, or a data table as JSON; default that of --preset."
+        ),
     ] = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
@@ -203,7 +207,9 @@ def bench_train(
         for precision in precisions.split(",")
     ]
     modes = (False, True) if compile_ else (False,)
-    executions = [Execution.model_validate({"device": device, "threads": threads, "compile": m}) for m in modes]
+    executions = [
+        Execution.model_validate({"device": device, "threads": threads, "compile": m}) for m in modes
+    ]
     rows = measure(configs, executions, warmup, steps, repeats)
     if as_json:
         print(json.dumps(rows))

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors written to a temporary name, synced, renamed and checksummed; the last two are kept.
+"""Checkpoints: safetensors written to a temporary name, synced, renamed, checksummed; the last two are kept.
 
     checkpoints/step-000000100.safetensors   weights, optimizer moments, loop accumulators
     checkpoints/step-000000100.json          step, sha256 of the above, counters; written second

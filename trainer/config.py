@@ -177,7 +177,11 @@ class RunConfig(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _fill_vocab(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("model"), dict) and "vocab_size" not in data["model"]:
+        if (
+            isinstance(data, dict)
+            and isinstance(data.get("model"), dict)
+            and "vocab_size" not in data["model"]
+        ):
             try:
                 vocab_size = DataConfig.model_validate(data.get("data", {})).vocab_size
             except ValidationError:
@@ -189,7 +193,7 @@ class RunConfig(_Frozen):
     @field_validator("tokens", mode="after")
     @classmethod
     def _whole_batches(cls, tokens: int, info: ValidationInfo) -> int:
-        optim = info.data.get("optim")
+        optim: OptimConfig | None = info.data.get("optim")
         if optim is None:
             return tokens
         if tokens < optim.batch_tokens:

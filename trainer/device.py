@@ -77,8 +77,8 @@ def micro_batch(config: RunConfig, execution: Execution, device: torch.device, w
     """
     if config.batch_sequences % world_size:
         raise ConfigError(
-            f"a global batch of {config.batch_sequences} sequences does not divide over {world_size} processes; "
-            "use a number of processes that divides it"
+            f"a global batch of {config.batch_sequences} sequences does not divide over "
+            f"{world_size} processes; use a number of processes that divides it"
         )
     share = config.batch_sequences // world_size
     wanted = execution.micro_batch or (share if device.type == "cpu" else 32_768 // config.model.seq_len)

@@ -74,7 +74,9 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     if world.size == 1:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=world.rank, world_size=world.size)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", rank=world.rank, world_size=world.size
+    )
     try:
         yield
     finally:

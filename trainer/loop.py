@@ -156,14 +156,14 @@ class _Run:
                 self.run_dir.mkdir(parents=True, exist_ok=True)
             if not (self.run_dir / CONFIG).exists():
                 write_atomic(self.run_dir / CONFIG, self.config.canonical_json() + "\n")
-            write_json(
-                self.run_dir / ENV, environment(device_name(self.device), torch.get_num_threads())
-            )
+            write_json(self.run_dir / ENV, environment(device_name(self.device), torch.get_num_threads()))
             if (self.run_dir / METRICS).exists():
                 truncate_metrics(self.run_dir, self.state.logged_step)
             self._write_status("running")
         if self.config.precision == "bf16" and self.device.type == "cpu" and not cpu_has_bf16():
-            notes.append("this CPU has no bf16 instructions: bf16 is emulated, some 20 times slower than fp32")
+            notes.append(
+                "this CPU has no bf16 instructions: bf16 is emulated, some 20 times slower than fp32"
+            )
         for note in notes:
             self.on_progress(Progress("train", self.state.step, self.config.steps, note=note))
         self.world.barrier()
@@ -246,7 +246,9 @@ class _Run:
         achieved = speed * flops_per_token(self.config.model) / (peak * self.world.size) if peak else None
         self._write_status("running", tokens_per_second=round(speed, 1), eta_seconds=round(left, 1))
         self.on_progress(
-            Progress("train", self.state.step, self.config.steps, self.state.train_loss, speed, achieved, left)
+            Progress(
+                "train", self.state.step, self.config.steps, self.state.train_loss, speed, achieved, left
+            )
         )
 
     def _eval_tick(self, done: int, total: int) -> bool:

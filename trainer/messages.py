@@ -8,7 +8,6 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-
 TAGGED = {
     "corpus": ("pysource", "synthetic", "text", "tokens", "hf"),
     "tokenizer": ("bytes", "bpe", "file"),
@@ -52,7 +51,7 @@ def nearest(written: str, valid: list[str]) -> str:
 
 
 def _keys(loc: tuple[int | str, ...]) -> list[int | str]:
-    """The keys a user wrote: pydantic adds validators, union members and, after a table with `kind`, its tag."""
+    """The keys a user wrote: pydantic adds validators, union members and the tag of a table with `kind`."""
     keys: list[int | str] = []
     for part in loc:
         added = isinstance(part, str) and (part.startswith(("function-", "lax-or-strict")) or "[" in part)

@@ -101,7 +101,7 @@ class Budget(BaseModel):
         given = [k for k in ("tokens", "tokens_per_param", "train_flops") if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"give exactly one of tokens, tokens_per_param, train_flops (got {', '.join(given) or 'none'})"
+                f"give one of tokens, tokens_per_param, train_flops (got {', '.join(given) or 'none'})"
             )
         return self
 

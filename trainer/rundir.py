@@ -1,9 +1,9 @@
 """The run folder: the only truth about a run.  Torch-free; every file is replaced atomically.
 
-    config.json    canonical RunConfig            status.json   state, attempt, step, heartbeat, host
-    env.json       versions, device, argv         metrics.jsonl one line a logging step
-    checkpoints/   see trainer.checkpoint         result.json   written once, last; has its own checksum
-    error.txt      traceback of a failed attempt
+config.json    canonical RunConfig            status.json   state, attempt, step, heartbeat, host
+env.json       versions, device, argv         metrics.jsonl one line a logging step
+checkpoints/   see trainer.checkpoint         result.json   written once, last; has its own checksum
+error.txt      traceback of a failed attempt
 """
 
 from __future__ import annotations

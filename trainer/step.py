@@ -1,4 +1,4 @@
-"""One update: batch in, weights changed.  Shared by the loop and the benchmark, so that they cannot differ."""
+"""One update: batch in, weights changed; shared by the loop and the benchmark, so that they cannot differ."""
 
 from __future__ import annotations
 

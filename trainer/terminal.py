@@ -1,4 +1,4 @@
-"""What a person sees while one run trains: a progress bar on a terminal, a line every ten seconds elsewhere."""
+"""What a person sees while one run trains: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class Terminal:
             self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None
+    ) -> None:
         self.bar.stop()
 
     def show(self, progress: RunProgress) -> None:

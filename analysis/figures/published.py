@@ -13,7 +13,7 @@ SOURCE = "arXiv 2406.16450; loss printed, or digitised from its figure (perplexi
 
 
 def find_published(results: Path) -> Path | None:
-    """The tracked file of published rows: in `results`, else in this source tree; None where there is none."""
+    """The tracked file of published rows, in `results` or else in this source tree."""
     places = (results / "published" / FILE, Path(__file__).parents[2] / "results" / "published" / FILE)
     return next((path for path in places if path.is_file()), None)
 
@@ -32,7 +32,9 @@ def published_runs(path: Path) -> Runs:
                     rows.append(_cells(row))
                     labels.append(f"row {number}")
             except (KeyError, TypeError, ValueError) as error:
-                raise AnalysisError(f"{path}: row {number} cannot be read ({error}); check the file out again") from None
+                raise AnalysisError(
+                    f"{path}: row {number} cannot be read ({error}); check the file out again"
+                ) from None
     return from_rows(rows, labels, str(path))
 
 

@@ -177,9 +177,14 @@ def _legend(axes: Axes, panel: Analysis, chosen: dict[str, Look], beneath: bool)
         fitted = isinstance(fit, Fit)
         handles.append(
             Line2D(
-                [], [], color=look.colour, marker=look.marker, linewidth=1.0 if fitted else 0,
-                markerfacecolor=look.colour if look.filled else "white", label=_entry(label, fit),
-            )  # fmt: skip
+                [],
+                [],
+                color=look.colour,
+                marker=look.marker,
+                linewidth=1.0 if fitted else 0,
+                markerfacecolor=look.colour if look.filled else "white",
+                label=_entry(label, fit),
+            )
         )
     if any(isinstance(fit, Fit) and fit.identified for fit in panel.irreducible.values()):
         text = r"with irreducible loss $E$"

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +67,7 @@ def looks(structures: Sequence[str]) -> dict[str, Look]:
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the house style, whatever the user's own matplotlibrc says."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        sheet = files("analysis.figures").joinpath("paper.mplstyle").read_text(encoding="utf-8")
-        for line in sheet.splitlines():
-            key, colon, value = line.partition(":")
-            if colon and not line.startswith("#"):
-                matplotlib.rcParams[key.strip()] = value.strip()
+    with matplotlib.rc_context(fname=Path(__file__).with_name("paper.mplstyle")):
         yield
 
 
@@ -123,7 +116,7 @@ def log_flops_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as SVG, PDF and PNG beside each other; files whose bytes would not change are left alone.
+    """Write a figure as SVG, PDF and PNG beside each other; files with the same bytes are left alone.
 
     Nothing in the files depends on the time, the machine or the process.
     """

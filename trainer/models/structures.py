@@ -145,6 +145,21 @@ def _nearest_multiple(value: float, multiple: int) -> int:
     return max(multiple, int(value / multiple + 0.5) * multiple)
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    from torch.nn.functional import linear
+
+    product: Tensor = linear(x, weight, bias)
+    return product
+
+
+def _block_diagonal(blocks: Tensor) -> Tensor:
+    """The dense matrix with `blocks` (B, K, N/B) on its diagonal."""
+    import torch
+
+    matrix: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return matrix
+
+
 def _block_product(x: Tensor, blocks: Tensor) -> Tensor:
     """Block-diagonal product: x (T, B, N/B) with blocks (B, K, N/B) gives (T, B, K)."""
     import torch
@@ -157,7 +172,8 @@ def _orthonormal_blocks(shape: Shape, generator: Generator) -> Tensor:
     import torch
 
     u, _, vh = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
-    return u @ vh
+    blocks: Tensor = u @ vh
+    return blocks
 
 
 @register
@@ -184,9 +200,7 @@ class Dense(Structure):
 
     def forward(self, x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """W x + b."""
-        from torch.nn.functional import linear
-
-        return linear(x, factors["weight"], bias)
+        return _linear(x, factors["weight"], bias)
 
     def merged_weight(self, factors: Mapping[str, Tensor]) -> Tensor:
         """The matrix itself."""
@@ -224,9 +238,7 @@ class LowRank(Structure):
 
     def forward(self, x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """U (V x) + b."""
-        from torch.nn.functional import linear
-
-        return linear(linear(x, factors["v"]), factors["u"], bias)
+        return _linear(_linear(x, factors["v"], None), factors["u"], bias)
 
     def merged_weight(self, factors: Mapping[str, Tensor]) -> Tensor:
         """U V."""
@@ -274,16 +286,12 @@ class BlockDense(Structure):
 
     def forward(self, x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """U (V_b x) + b."""
-        from torch.nn.functional import linear
-
         hidden = _block_product(x.reshape(-1, self.n_blocks, x.shape[-1] // self.n_blocks), factors["v"])
-        return linear(hidden.reshape(*x.shape[:-1], self.rank), factors["u"], bias)
+        return _linear(hidden.reshape(*x.shape[:-1], self.rank), factors["u"], bias)
 
     def merged_weight(self, factors: Mapping[str, Tensor]) -> Tensor:
         """U blockdiag(V)."""
-        import torch
-
-        return factors["u"] @ torch.block_diag(*factors["v"])
+        return factors["u"] @ _block_diagonal(factors["v"])
 
 
 @register
@@ -334,5 +342,6 @@ class BlockShuffle(Structure):
         n_out = factors["u"].shape[1]
         shuffle = torch.arange(n_blocks * width).view(n_blocks, width).T.flatten()
         unshuffle = torch.arange(n_blocks * n_out).view(n_out, n_blocks).T.flatten()
-        first = torch.block_diag(*factors["v"])[shuffle]
-        return (torch.block_diag(*factors["u"]) @ first)[unshuffle]
+        first = _block_diagonal(factors["v"])[shuffle]
+        merged: Tensor = (_block_diagonal(factors["u"]) @ first)[unshuffle]
+        return merged

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +30,14 @@ class StructuredLinear(nn.Module):
         self.factors = nn.ParameterDict({name: nn.Parameter(torch.empty(s)) for name, s in shapes.items()})
         self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
 
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The factors by name."""
+        return cast(Mapping[str, Tensor], self.factors)
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply to x (..., d_in); returns (..., d_out)."""
-        return self.structure.forward(x, self.factors, self.bias)
+        return self.structure.forward(x, self.weights, self.bias)
 
     @torch.no_grad()
     def reset(self, std: float, generator: torch.Generator) -> None:
@@ -40,7 +47,7 @@ class StructuredLinear(nn.Module):
 
     def merged_weight(self) -> Tensor:
         """The dense (d_out, d_in) matrix that this layer stands for."""
-        return self.structure.merged_weight(self.factors)
+        return self.structure.merged_weight(self.weights)
 
 
 def make_norm(model: ModelConfig) -> nn.Module:
@@ -88,13 +95,15 @@ class Attention(nn.Module):
             k = F.rms_norm(k, (width,), self.k_gain, self.model.norm_eps)
             qk = torch.cat((q, k), dim=2)
         # Queries and keys turn by the same angles: one kernel for both.
-        q, k = rotate(qk, rope).type_as(v).transpose(1, 2).split((n_heads, n_kv), dim=1)
+        turned = rotate(qk, rope).type_as(v).transpose(1, 2)
+        q, k = turned[:, :n_heads], turned[:, n_heads:]
         v = v.transpose(1, 2)
         if self.kernel == "matmul":
             mixed = matmul_attention(q, k, v, mask[:length, :length])
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=n_kv != n_heads)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, n_heads * width))
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, n_heads * width))
+        return out
 
 
 def matmul_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

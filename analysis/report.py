@@ -1,0 +1,164 @@
+"""Tables and sentences of one analysis: Markdown, JSON, and the rows that a terminal shows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.analyse import Analysis
+from analysis.digits import interval, number, quantity, with_error
+from analysis.fit import Fit, Refusal
+
+FIT_HEADER = ("structure", "runs", "alpha without E", "95 % interval", "residual sd", "alpha with E", "E")
+RUN_HEADER = (
+    "run", "size", "structure", "seed", "params", "tokens", "FLOPs",
+    "loss (nats/token)", "bits/byte", "seconds",
+)  # fmt: skip
+RUN_COLUMNS = (
+    "run_id", "size", "structure", "seed", "params", "tokens", "train_flops", "val_loss", "val_loss_se",
+    "val_bits_per_byte", "seconds",
+)  # fmt: skip
+METHOD = (
+    "Least squares on log loss, every run with equal weight; alpha ± standard error (delta method), intervals "
+    "by Student's t. A dash: the data give no such number. [1], [2] ...: see the notes."
+)
+
+
+def fit_rows(analysis: Analysis) -> tuple[list[list[str]], list[str]]:
+    """The fits as table rows under `FIT_HEADER`, and the notes that the rows refer to by number."""
+    notes: list[str] = []
+    rows = []
+    for structure in analysis.structures:
+        power, bent = analysis.power[structure], analysis.irreducible[structure]
+        rows.append([structure, str(power.n), *_power_cells(power, notes), *_bent_cells(bent, notes)])
+    return rows, notes
+
+
+def _noted(notes: list[str], texts: Sequence[str], structure: str) -> str:
+    """File remarks once each among the notes, the structures that share one together; returns ` [1]`."""
+    marks = []
+    for text in texts:
+        for i, note in enumerate(notes):
+            head, _, tail = note.partition(": ")
+            if tail == text:
+                if structure not in head.split(", "):
+                    notes[i] = f"{head}, {structure}: {tail}"
+                marks.append(f"[{i + 1}]")
+                break
+        else:
+            notes.append(f"{structure}: {text}")
+            marks.append(f"[{len(notes)}]")
+    return " " + "".join(dict.fromkeys(marks)) if marks else ""
+
+
+def _power_cells(fit: Fit | Refusal, notes: list[str]) -> list[str]:
+    if isinstance(fit, Refusal):
+        return ["-" + _noted(notes, [fit.reason], fit.group), "-", "-"]
+    mark = _noted(notes, fit.warnings, fit.group)
+    alpha = fit.parameters["alpha"]
+    if fit.standard_errors is None or fit.intervals is None:
+        return [number(alpha) + mark, "-", "-"]
+    se = fit.standard_errors["alpha"]
+    sd = "-" if fit.residual_sd is None else f"{fit.residual_sd:.2g}"
+    return [with_error(alpha, se) + mark, interval(*fit.intervals["alpha"], se), sd]
+
+
+def _bent_cells(fit: Fit | Refusal, notes: list[str]) -> list[str]:
+    if isinstance(fit, Refusal):
+        return ["-" + _noted(notes, [fit.reason], fit.group), "-"]
+    mark = _noted(notes, fit.warnings, fit.group)
+    errors = fit.standard_errors or {}
+    cells = [with_error(fit.parameters[name], errors.get(name), 3) for name in ("alpha", "E")]
+    return [cells[0] + mark, cells[1]]
+
+
+def run_rows(table: pd.DataFrame) -> list[list[str]]:
+    """The runs as table rows under `RUN_HEADER`."""
+    rows = []
+    for run in table.to_dict("records"):
+        value = {str(name): cell for name, cell in run.items()}
+        loss, se = float(value["val_loss"]), _float(value.get("val_loss_se"))
+        bits = _float(value.get("val_bits_per_byte"))
+        # Bits per byte share the relative error of the loss, hence its digits.
+        bits_se = None if se is None or bits is None else se * bits / loss
+        rows.append(
+            [
+                str(value.get("run_id") or "-")[:12],
+                str(value.get("size") or "-"),
+                str(value["structure"]),
+                str(value["seed"]),
+                quantity(float(value["params"])),
+                quantity(float(value["tokens"])),
+                quantity(float(value["train_flops"])),
+                with_error(loss, se, 5),
+                "-" if bits is None else number(bits, bits_se),
+                "-" if _float(value.get("seconds")) is None else f"{float(value['seconds']):.0f}",
+            ]
+        )
+    return rows
+
+
+def _float(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def markdown(analysis: Analysis, runs: bool = True) -> str:
+    """The whole report as Markdown, without anything that depends on time or place."""
+    rows, notes = fit_rows(analysis)
+    parts = [
+        f"# {analysis.name}: held-out loss over training FLOPs",
+        f"**Verdict.** {analysis.comparison.verdict}",
+        f"Data: {analysis.runs.coverage()}.",
+        _markdown_table(FIT_HEADER, rows),
+        f"{METHOD} C0 = {analysis.reference:.4g} FLOPs.",
+    ]
+    if notes:
+        parts.append("\n".join(f"- [{i}] {note}" for i, note in enumerate(notes, 1)))
+    if runs:
+        parts += ["## Runs", _markdown_table(RUN_HEADER, run_rows(analysis.runs.table))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def to_json(analysis: Analysis) -> str:
+    """The whole report as JSON: float64 at full precision, sorted keys, null where there is no number."""
+    runs = [
+        {
+            str(name): cell
+            for name, cell in run.items()
+            if name in RUN_COLUMNS or str(name).startswith("flops_")
+        }
+        for run in analysis.runs.table.to_dict("records")
+    ]
+    body = {
+        **analysis.to_dict(),
+        "coverage": {state: list(ids) for state, ids in analysis.runs.absent()} | {"done": len(runs)},
+        "runs": runs,
+    }
+    return json.dumps(_plain(body), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types, with null for NaN and infinity."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,221 @@
+"""The local executor: a bounded number of workers on this machine, kept busy until nothing is left to train.
+
+Workers claim runs by themselves; the launcher starts and restarts them, tells what they do, passes on a
+request to stop, and notices when a run took its worker down.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from sweeps.layout import Layout
+from sweeps.ledger import LOG, Ledger
+from sweeps.lease import Lease
+from sweeps.session import Session, write_session
+from sweeps.slot import Slot
+from trainer.rundir import io_errors
+
+TICK_SECONDS = 0.25
+SCAN_SECONDS = 2.0
+MAX_IDLE_CRASHES = 3
+LOG_TAIL_BYTES = 2000
+WORKER = (sys.executable, "-m", "sweeps.worker")
+
+
+class View(Protocol):
+    """Shows a sweep under way."""
+
+    def event(self, run_id: str, event: dict[str, Any]) -> None:
+        """A worker reported something of a run."""
+
+    def waiting(self, owners: dict[str, str]) -> None:
+        """Nothing is left but runs (id -> host:pid) that others train."""
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+
+    def tick(self) -> None:
+        """Some time has passed."""
+
+
+class LocalQueue:
+    """Works a session off on this machine.
+
+    Args:
+        session: the runs.
+        layout: the slots.
+        view: whom to show it.
+        command: how to start a worker; it is given the session file and options.
+    """
+
+    def __init__(
+        self, session: Session, layout: Layout, view: View, command: Sequence[str] = WORKER
+    ) -> None:
+        self.session, self.layout, self.view = session, layout, view
+        self.command = command
+        self.ledger = Ledger(Path(session.results))
+        self.left = {run_id for run_id, _ in session.runs}
+        self.asked = 0
+        self.aborted: str | None = None
+        self._passed_on = 0
+        self._scanned = 0.0
+        self._slots: list[Slot] = []
+        self._owners: dict[str, str] = {}
+
+    def run(self) -> str:
+        """Train; returns "finished" or "interrupted".  `aborted` holds the line of what no run survives."""
+        path = write_session(self.session)
+        logs = Path(self.session.results) / "logs"
+        with io_errors(logs):
+            logs.mkdir(parents=True, exist_ok=True)
+        for number, environment in enumerate(self.layout.environments):
+            command = [*self.command, str(path), "--launcher", str(os.getpid())]
+            self._slots.append(Slot(command, environment, logs / f"{self.session.sweep}-{number}.log"))
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while not self._over():
+                self._tick()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            for slot in self._slots:
+                slot.kill()
+            path.unlink(missing_ok=True)
+        return "interrupted" if self.asked else "finished"
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked += 1
+
+    def _tick(self) -> None:
+        if not self.asked and self.session.stop_asked:
+            self.view.say("cancelled")
+            self.asked = 1
+        self._pass_on()
+        for slot in self._slots:
+            for event in slot.events(TICK_SECONDS / len(self._slots)):
+                self._event(slot, event)
+            if (code := slot.ended()) is not None:
+                self._ended(slot, code)
+        self._start_workers()
+        self.view.tick()
+
+    def _over(self) -> bool:
+        if any(slot.running for slot in self._slots):
+            return False
+        if self.asked or self.aborted is not None:
+            return True
+        return not self.left
+
+    def _pass_on(self) -> None:
+        """Pass a request to stop on to the workers, which do not get the terminal's Ctrl-C."""
+        if self._passed_on >= min(self.asked, 2):
+            return
+        self._passed_on = min(self.asked, 2)
+        if self._passed_on == 1:
+            self.view.say("stopping: the runs checkpoint and stay resumable (Ctrl-C again to kill them)")
+            for slot in self._slots:
+                slot.terminate()
+        else:
+            self.view.say("killed: the runs resume from their last checkpoints")
+            for slot in self._slots:
+                slot.kill()
+
+    def _start_workers(self) -> None:
+        """Start workers in idle slots while runs are free; learn which runs others hold."""
+        idle = [slot for slot in self._slots if not slot.running and slot.idle_crashes < MAX_IDLE_CRASHES]
+        if self.asked or self.aborted is not None:
+            return
+        if not idle:
+            if not any(slot.running for slot in self._slots):
+                log = self._slots[0].log
+                self.aborted = f"workers end before they train anything; their output is in {log}"
+            return
+        if time.monotonic() - self._scanned < SCAN_SECONDS:
+            return
+        self._scanned = time.monotonic()
+        free = self._free()
+        for slot, _ in zip(idle, free):
+            slot.start()
+        if not any(slot.running for slot in self._slots) and self._owners:
+            self.view.waiting(self._owners)
+
+    def _free(self) -> list[str]:
+        """Runs that a worker could claim now; forgets those that are over."""
+        session = self.session
+        mine = {slot.run for slot in self._slots if slot.running}
+        free, self._owners = [], {}
+        for run_id, state in self.ledger.scan(self.left).items():
+            if state.state in ("done", "diverged", "corrupt"):
+                self.left.discard(run_id)
+            elif state.state == "running":
+                if run_id not in mine and state.owner is not None:
+                    self._owners[run_id] = state.owner
+            elif state.state == "failed" and self.ledger.gives_up(run_id, session.session, session.max_attempts):
+                self.left.discard(run_id)
+            elif run_id not in mine:
+                free.append(run_id)
+        return free
+
+    def _event(self, slot: Slot, event: dict[str, Any]) -> None:
+        kind, run_id = event["event"], event.get("run")
+        if kind == "abort":
+            self.aborted = event["message"]
+            slot.run = None
+            return
+        if kind == "start":
+            slot.run, slot.idle_crashes = run_id, 0
+        elif kind == "end":
+            slot.run = None
+            if event["state"] in ("done", "diverged"):
+                self.left.discard(run_id)
+        self.view.event(str(run_id), event)
+
+    def _ended(self, slot: Slot, code: int) -> None:
+        """A worker ended: by itself with code 0, told by `abort`, or taken down by the run it trained."""
+        run_id, slot.run = slot.run, None
+        if self._passed_on == 2 or code == 0 or (run_id is None and self.aborted is not None):
+            return
+        if run_id is None:
+            slot.idle_crashes += 1
+            return
+        if self._passed_on and code == -signal.SIGTERM:
+            # The stop came before the worker listened.
+            return
+        line = _cause(code)
+        folder = self.ledger.run_dir(run_id)
+        lease = Lease(folder)
+        if lease.claim():
+            try:
+                self.ledger.record_failure(
+                    run_id, line, f"{line}\nThe end of {folder / LOG}:\n{_tail(folder / LOG)}", self.session.session
+                )
+            finally:
+                lease.release()
+        self.view.event(run_id, {"event": "end", "run": run_id, "state": "failed", "message": line})
+        self._scanned = 0.0
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"the worker process ended with exit code {code} in the middle of the run"
+    name = signal.Signals(-code).name
+    hint = " (out of memory? take fewer slots or a smaller micro_batch)" if name == "SIGKILL" else ""
+    return f"the worker process was killed by {name}{hint}"
+
+
+def _tail(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return "(no output)"

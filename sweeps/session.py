@@ -1,0 +1,132 @@
+"""What a launcher hands to its workers: one file with the ordered runs and how to execute them.
+
+It holds nothing that changes while workers run, so that a worker can be started again from it at any time
+and place (another slot, another node).
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.errors import SweepError
+from trainer.config import RunConfig
+from trainer.rundir import io_errors, write_atomic
+
+
+@dataclass(frozen=True)
+class Session:
+    """One launch of a sweep."""
+
+    session: str
+    """Unique name of the launch."""
+    sweep: str
+    """Name of the sweep."""
+    results: str
+    """Results folder, absolute."""
+    execution: dict[str, Any]
+    """trainer.execution.Execution of each run."""
+    max_attempts: int
+    """Failed attempts after which a run is left alone."""
+    stop_mark: int | None
+    """State of the stop request when the session began; another one means: stop."""
+    runs: list[tuple[str, str]]
+    """(run id, canonical RunConfig as JSON), in the order in which they are claimed."""
+
+    def config(self, run_id: str) -> RunConfig:
+        """The configuration of a run."""
+        return RunConfig.model_validate_json(dict(self.runs)[run_id])
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether a stop was requested since the session began."""
+        return stop_mark(Path(self.results), self.sweep) != self.stop_mark
+
+
+def new_session(
+    sweep: str,
+    results: Path,
+    execution: dict[str, Any],
+    runs: Sequence[tuple[str, RunConfig]],
+    max_attempts: int,
+) -> Session:
+    """A session over runs in the given order."""
+    return Session(
+        session=uuid.uuid4().hex[:12],
+        sweep=sweep,
+        results=str(results.resolve()),
+        execution=execution,
+        max_attempts=max_attempts,
+        stop_mark=stop_mark(results, sweep),
+        runs=[(run_id, config.canonical_json()) for run_id, config in runs],
+    )
+
+
+def write_session(session: Session) -> Path:
+    """Write the session where its workers find it."""
+    path = Path(session.results) / "sweeps" / "sessions" / f"{session.sweep}-{session.session}.json"
+    with io_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(asdict(session)))
+    return path
+
+
+def read_session(path: Path) -> Session:
+    """Read a session; SweepError where it is gone or was written by another version."""
+    try:
+        content = json.loads(path.read_bytes())
+        content["runs"] = [(run_id, config) for run_id, config in content["runs"]]
+        return Session(**content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SweepError(f"{path}: not a session of this version ({error}); start the sweep again") from None
+
+
+def write_record(results: Path, sweep: str, description: str, file: Path, run_ids: Sequence[str]) -> Path:
+    """Record which runs a sweep is made of, in grid order, for everything downstream."""
+    path = results / "sweeps" / f"{sweep}.json"
+    with io_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"sweep": sweep, "description": description, "file": str(file), "run_ids": list(run_ids)}
+    write_atomic(path, json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def read_record(results: Path, sweep: str) -> dict[str, Any] | None:
+    """The record of a sweep that was run, or None."""
+    path = results / "sweeps" / f"{sweep}.json"
+    try:
+        record = json.loads(path.read_bytes())
+        return {"description": "", "file": "", **record, "run_ids": [str(run_id) for run_id in record["run_ids"]]}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise SweepError(f"{path}: not a sweep record; delete it, 'run' writes it again") from None
+
+
+def recorded_sweeps(results: Path) -> list[str]:
+    """Names of the sweeps that were run in this results folder."""
+    return sorted(path.stem for path in (results / "sweeps").glob("*.json"))
+
+
+def ask_to_stop(results: Path, sweep: str) -> None:
+    """Ask all launchers and workers of a sweep, on any host, to stop gracefully."""
+    path = _stop_file(results, sweep)
+    with io_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, uuid.uuid4().hex + "\n")
+
+
+def stop_mark(results: Path, sweep: str) -> int | None:
+    """Identifies the last stop request; None where there was none."""
+    try:
+        return _stop_file(results, sweep).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _stop_file(results: Path, sweep: str) -> Path:
+    return results / "sweeps" / f"{sweep}.stop"

@@ -1,0 +1,110 @@
+"""One slot of the local queue: a worker process, its event pipe and its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Slot:
+    """Starts, listens to and ends one worker at a time.
+
+    Args:
+        command: the worker's command; the slot adds the option --events.
+        environment: variables set for it.
+        log: takes what it prints outside of runs.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self.command, self.environment, self.log = command, environment, log
+        self.run: str | None = None
+        self.idle_crashes = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: int | None = None
+        self._buffer = b""
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a worker whose end was not yet told."""
+        return self._process is not None
+
+    def start(self) -> None:
+        """Start a worker in a session of its own: Ctrl-C on the terminal reaches only the launcher."""
+        reader, writer = os.pipe()
+        path = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        try:
+            with open(self.log, "ab") as log:
+                self._process = subprocess.Popen(
+                    [*self.command, "--events", str(writer)],
+                    env={**os.environ, **self.environment, "PYTHONPATH": path},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(writer,),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(writer)
+        os.set_blocking(reader, False)
+        self._pipe, self._buffer, self.run = reader, b"", None
+
+    def events(self, timeout: float) -> Iterator[dict[str, Any]]:
+        """What the worker reported, waiting up to `timeout` seconds for something to come."""
+        if self._pipe is None:
+            select.select([], [], [], timeout)
+            return
+        if select.select([self._pipe], [], [], timeout)[0]:
+            while chunk := self._read():
+                self._buffer += chunk
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            yield json.loads(line)
+
+    def ended(self) -> int | None:
+        """The exit code of a worker that ended and whose events were all read; None otherwise."""
+        if self._process is None or (code := self._process.poll()) is None:
+            return None
+        if self._pipe is not None and select.select([self._pipe], [], [], 0)[0] and self._fill():
+            return None
+        self._close()
+        return code
+
+    def terminate(self) -> None:
+        """Ask the worker to stop after its step."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End the worker and whatever it started."""
+        if self._process is None:
+            return
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+
+    def _fill(self) -> bool:
+        chunk = self._read()
+        self._buffer += chunk
+        return bool(chunk)
+
+    def _read(self) -> bytes:
+        assert self._pipe is not None
+        try:
+            return os.read(self._pipe, 1 << 16)
+        except BlockingIOError:
+            return b""
+
+    def _close(self) -> None:
+        if self._pipe is not None:
+            os.close(self._pipe)
+        self._process, self._pipe = None, None

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import fdtrc, stdtrit
 
+from analysis.digits import probability
 from analysis.errors import AnalysisError
 from analysis.laws import LAWS, Array, IrreduciblePowerLaw, PowerLaw
 from analysis.search import ROUNDING, best_optimum, line
@@ -209,7 +210,7 @@ def _finish(
         if covariance is None:
             reasons.append("no standard error: the parameters cannot be told apart")
     errors = None if covariance is None else np.sqrt(np.diag(covariance))
-    unidentified = [*bounds, *_not_identified(law, theta, errors, loss, dof)]
+    unidentified = [*bounds, *_not_identified(law, theta, errors, flops, loss, cost)]
     if law.name == IrreduciblePowerLaw.name:
         reasons += [f"irreducible loss not identified: {reason}" for reason in unidentified]
         unidentified += warnings if minima > 1 else []
@@ -250,19 +251,33 @@ def _covariance(jacobian: Array, variance: float) -> Array | None:
 
 
 def _not_identified(
-    law: PowerLaw | IrreduciblePowerLaw, theta: Array, errors: Array | None, loss: Array, dof: int
+    law: PowerLaw | IrreduciblePowerLaw,
+    theta: Array,
+    errors: Array | None,
+    flops: Array,
+    loss: Array,
+    cost: float,
 ) -> list[str]:
-    """Why the data leave E open although it is inside its bounds."""
+    """Why the data leave E open although it is inside its bounds.
+
+    Whether E = 0 fits as well is asked of the sums of squares (F test): E enters the law so far from linearly
+    that its standard error, taken at the optimum, is too small for this where points are few.
+    """
     if law.name != IrreduciblePowerLaw.name or errors is None:
         return []
-    floor, se, lowest = float(theta[0]), float(errors[0]), float(loss.min())
-    spread = float(loss.max()) - lowest
+    se, spread = float(errors[0]), float(np.ptp(loss))
     if se > spread:
         return [f"its standard error {se:.2g} exceeds the spread of the losses {spread:.2g}"]
-    half = t_quantile(dof) * se
-    if floor - half <= 0:
-        return [f"its 95 % interval, {floor:.2g} ± {half:.2g}, reaches down to 0"]
-    return []
+    x, y, dof = np.log(flops / law.reference), np.log(loss), loss.size - theta.size
+    intercept, slope = line(x, y)
+    straight = float(((intercept + slope * x - y) ** 2).sum())
+    if cost <= loss.size * ROUNDING:
+        return []
+    statistic = (straight - cost) / (cost / dof)
+    p_value = float(fdtrc(1, dof, max(0.0, statistic)))
+    if p_value < 1 - CONFIDENCE:
+        return []
+    return [f"E = 0 fits as well (F(1, {dof}) = {statistic:.2f}, p {probability(p_value)})"]
 
 
 def _aicc(cost: float, n: int, p: int) -> float | None:

@@ -24,8 +24,8 @@ RUN_COLUMNS = (
     "val_bits_per_byte", "seconds",
 )  # fmt: skip
 METHOD = (
-    "Least squares on log loss, every run with equal weight; alpha ± standard error (delta method), intervals "
-    "by Student's t. A dash: the data give no such number. [1], [2] ...: see the notes."
+    "Least squares on log loss, every run with equal weight; alpha ± standard error (delta method), "
+    "intervals by Student's t. A dash: the data give no such number. [1], [2] ...: see the notes."
 )
 
 

@@ -13,7 +13,7 @@ from analysis.laws import Array
 # Sums of squared log-loss residuals below n times this are zero to the rounding of float64 losses.
 ROUNDING = 1e-28
 GRID_ALPHA, GRID_FLOOR = 72, 48
-SPREAD_STARTS = 12
+SPREAD_STARTS = 6
 COMPETING = 1.05
 COARSE, EXACT = 1e-8, 1e-15
 
@@ -104,7 +104,7 @@ def _polish(start: Array, x: Array, y: Array, upper: tuple[float, float], tolera
 
     def jacobian(p: Array) -> Array:
         u = np.exp(p[1] - p[2] * x)
-        return np.stack([np.ones_like(u), u, -x * u], axis=1) / (p[0] + u)[:, None]
+        return np.asarray(np.stack([np.ones_like(u), u, -x * u], axis=1) / (p[0] + u)[:, None])
 
     low, high = np.array([0.0, -np.inf, 0.0]), np.array([lowest, np.inf, alpha_max])
     inside = np.clip(start, [1e-9 * lowest, -np.inf, 1e-9], [lowest * (1 - 1e-9), np.inf, alpha_max * 0.999])

@@ -1,0 +1,242 @@
+"""Command line of the sweeps: list, plan, run, status, logs, retry, cancel, sync, show."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sweeps.errors import SweepError
+from trainer.errors import TrainerError
+
+app = typer.Typer(
+    help="Sweeps of training runs: price them, train what is missing, follow them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep (see `list`) or a .toml file.")]
+TargetArgument = Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A sweep, or (the beginning of) a run id.")]
+ResultsOption = Annotated[
+    Path, typer.Option("--results", envvar="SCALING_RESULTS", help="Folder of runs and corpora.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+SlotsOption = Annotated[int | None, typer.Option("--slots", min=1, help="Runs at a time; default one per core or GPU.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads of one run; default cores / slots.")
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+RESULTS = Path("results")
+
+
+@app.command("list")
+def list_(as_json: JsonOption = False) -> None:
+    """The sweeps that come with the program."""
+    from sweeps.grid import expand
+    from sweeps.sweepfile import read_sweep, sweep_files
+    from sweeps.text import table
+
+    rows: list[dict[str, Any]] = []
+    for path in sweep_files():
+        try:
+            sweep = read_sweep(path)
+            rows.append({"sweep": sweep.name, "runs": len(expand(sweep)), "description": sweep.description})
+        except (SweepError, TrainerError) as error:
+            rows.append({"sweep": path.stem, "runs": None, "description": f"broken: {error}"})
+    if as_json:
+        print(json.dumps(rows))
+        return
+    cells = [(row["sweep"], "-" if row["runs"] is None else str(row["runs"]), row["description"]) for row in rows]
+    print(table(("sweep", "runs", "description"), cells, frozenset({"runs"})))
+
+
+@app.command()
+def plan(
+    sweep: SweepArgument,
+    results: ResultsOption = RESULTS,
+    slots: SlotsOption = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
+    write: Annotated[bool, typer.Option("--write", help="Also write the sweep record, as `run` does.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Every run with its price and state, and the totals; starts nothing."""
+    from sweeps.layout import with_options
+    from sweeps.overview import layout_or_cpu, look
+    from sweeps.report import plan_table
+    from sweeps.session import write_record
+    from sweeps.sweepfile import load_sweep
+
+    file = load_sweep(sweep)
+    execution = with_options(file.execution, slots, threads, device, file.source)
+    overview = look(file, results)
+    layout = layout_or_cpu(execution)
+    planned = overview.plan(layout)
+    if write:
+        if overview.problems:
+            raise SweepError(overview.problems[0])
+        write_record(results, file.name, file.description, file.path, overview.ids)
+    if as_json:
+        print(json.dumps({"sweep": file.name, **planned.as_json()}))
+    else:
+        print(plan_table(planned))
+        _print_totals(planned, layout.said())
+    _refuse_corrupt(overview.corrupt)
+
+
+@app.command()
+def run(
+    sweep: SweepArgument,
+    results: ResultsOption = RESULTS,
+    executor: Annotated[str, typer.Option("--executor", help="Where runs are executed: local.")] = "local",
+    slots: SlotsOption = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
+    max_flops: Annotated[float | None, typer.Option(min=0, help="Refuse if more FLOPs are to be spent.")] = None,
+    max_hours: Annotated[float | None, typer.Option(min=0, help="Refuse if it is to take longer.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a sweep of more than an hour.")] = False,
+    no_mirror: Annotated[bool, typer.Option("--no-mirror", help="Leave MLflow alone.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+) -> None:
+    """Train what is missing of a sweep; Ctrl-C checkpoints, the same command goes on."""
+    from sweeps.layout import plan_layout, with_options
+    from sweeps.overview import look
+    from sweeps.plan import refuse_past_caps
+    from sweeps.report import plan_table
+    from sweeps.sweepfile import load_sweep
+
+    _check_executor(executor)
+    file = load_sweep(sweep)
+    layout = plan_layout(with_options(file.execution, slots, threads, device, file.source))
+    overview = look(file, results)
+    planned = overview.plan(layout)
+    if dry_run:
+        print(plan_table(planned))
+    _print_totals(planned, layout.said())
+    refuse_past_caps(planned.totals, max_flops, max_hours)
+    for line in overview.corrupt:
+        typer.secho(line, fg="yellow", err=True)
+    if dry_run:
+        return
+    if planned.totals.seconds > 3600 and not yes and sys.stdin.isatty():
+        typer.confirm("Start?", default=True, abort=True)
+    from sweeps.launch import launch
+
+    ending = launch(overview, planned, layout, mirror=not no_mirror)
+    print(ending.line)
+    raise typer.Exit(ending.code)
+
+
+@app.command()
+def status(
+    sweep: Annotated[str | None, typer.Argument(help="A sweep; default a line for each that was run.")] = None,
+    results: ResultsOption = RESULTS,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 unless every run is done.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """How far sweeps are."""
+    from sweeps import commands
+
+    problems, done = commands.status_of(sweep, results, as_json)
+    _refuse_corrupt(problems)
+    if check and not done:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(target: Annotated[str, typer.Argument(metavar="RUN")], results: ResultsOption = RESULTS,
+         as_json: JsonOption = False) -> None:  # fmt: skip
+    """Configuration, state and result of one run."""
+    from sweeps import commands
+
+    commands.show_run(target, results, as_json)
+
+
+@app.command()
+def logs(
+    target: TargetArgument,
+    results: ResultsOption = RESULTS,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C or the run's end.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines of each run.")] = 20,
+) -> None:
+    """What a run, or each run of a sweep, printed and logged, and why it failed."""
+    from sweeps import commands
+
+    commands.logs_of(target, results, follow, lines)
+
+
+@app.command()
+def retry(target: TargetArgument, results: ResultsOption = RESULTS) -> None:
+    """Make failed, diverged and corrupt runs eligible again; results are moved aside, never deleted."""
+    from sweeps import commands
+
+    commands.retry(target, results)
+
+
+@app.command()
+def cancel(sweep: SweepArgument, results: ResultsOption = RESULTS) -> None:
+    """Ask all workers of a sweep to checkpoint and stop; its runs stay resumable."""
+    from sweeps import commands
+
+    commands.cancel(sweep, results)
+
+
+@app.command()
+def sync(
+    sweep: SweepArgument,
+    results: ResultsOption = RESULTS,
+    uri: Annotated[str | None, typer.Option("--uri", help="Tracking URI; default the sweep's.")] = None,
+) -> None:
+    """Bring the MLflow mirror of a sweep up to date; rebuilds it where it was deleted."""
+    from sweeps import commands
+
+    commands.sync(sweep, results, uri)
+
+
+def _print_totals(planned: Any, layout: str) -> None:
+    from sweeps.report import totals_text
+
+    print(totals_text(planned.totals, layout))
+    for line in planned.warnings:
+        typer.secho(f"warning: {line}", fg="yellow", err=True)
+
+
+def _refuse_corrupt(lines: list[str]) -> None:
+    if lines:
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise SweepError(f"{lines[0]}{more}")
+
+
+def _check_executor(name: str) -> None:
+    from trainer.messages import nearest
+
+    if name != "local":
+        raise SweepError(f"unknown executor '{name}'{nearest(name, ['local'])}")
+
+
+def main() -> None:
+    """Run the command line; a user mistake becomes one red line and exit code 2."""
+    try:
+        app()
+    except (SweepError, TrainerError) as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        # The reader of our output has gone, as with `| head`; nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _fail(f"{error.filename or 'disk'}: {error.strerror or error}")
+
+
+def _fail(line: str) -> None:
+    sys.stdout.flush()
+    typer.secho(f"error: {line}", fg="red", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The launcher's side of the mirror: a low-priority process of its own, so that no outage reaches a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sweeps.slot import PACKAGE_ROOT
+from sweeps.sweepfile import Sweep
+
+EVERY_SECONDS = 30.0
+FINAL_SECONDS = 120.0
+INTERRUPTED_SECONDS = 15.0
+
+
+class BackgroundMirror:
+    """Mirrors a sweep while it runs.
+
+    Args:
+        sweep: the sweep, already recorded.
+        results: results folder.
+        say: prints a line.
+        every: seconds between two syncs.
+    """
+
+    def __init__(
+        self, sweep: Sweep, results: Path, say: Callable[[str], None], every: float = EVERY_SECONDS
+    ) -> None:
+        self.sweep, self.results, self.say, self.every = sweep, results, say, every
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+        self._told: str | None = None
+
+    def start(self) -> None:
+        """Start the process; it loads MLflow only when there is something to mirror."""
+        settings = self.sweep.mlflow
+        command = [
+            sys.executable, "-m", "sweeps.mirror", self.sweep.name, "--results", str(self.results.resolve()),
+            "--experiment", settings.experiment or self.sweep.name, "--every", str(self.every),
+            *(["--uri", settings.uri] if settings.uri else []),
+        ]  # fmt: skip
+        path = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+
+    def poll(self) -> None:
+        """Tell a problem, once, when it comes up."""
+        for line in self._lines():
+            problem = line.get("problem")
+            if problem is not None and problem != self._told:
+                self.say(f"MLflow mirror: {problem}; run 'python -m sweeps sync {self.sweep.name}' later")
+            self._told = problem
+
+    def finish(self, interrupted: bool) -> None:
+        """Mirror what is left, in bounded time."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        limit = INTERRUPTED_SECONDS if interrupted else FINAL_SECONDS
+        end = time.monotonic() + limit
+        while self._process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        self.poll()
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+            problem: str | None = f"not finished after {limit:.0f} s"
+        else:
+            problem = f"ended with exit code {self._process.returncode}" if self._process.returncode else None
+        if problem is not None:
+            self.say(f"MLflow mirror: {problem}; run 'python -m sweeps sync {self.sweep.name}' later")
+
+    def _lines(self) -> list[dict[str, str | None]]:
+        if self._process is None or self._process.stdout is None:
+            return []
+        try:
+            while chunk := os.read(self._process.stdout.fileno(), 1 << 16):
+                self._buffer += chunk
+        except BlockingIOError:
+            pass
+        *lines, self._buffer = self._buffer.split(b"\n")
+        return [json.loads(line) for line in lines]

@@ -1,0 +1,213 @@
+"""What the smaller commands do: status, show, logs, retry, cancel, sync."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sweeps.errors import SweepError
+from sweeps.identity import UNKNOWN
+from sweeps.ledger import LOG, Ledger, RunState
+from sweeps.lease import Lease
+from sweeps.overview import layout_or_cpu, look
+from sweeps.report import last_lines, state_counts, status_rows, status_table
+from sweeps.session import ask_to_stop, read_record, recorded_sweeps, write_record
+from sweeps.sweepfile import find_sweep, load_sweep
+from sweeps.text import plural, table
+from trainer.messages import nearest
+from trainer.rundir import CONFIG, ERROR, METRICS, read_json, read_status
+
+BYTES_A_LINE = 400
+FOLLOW_SECONDS = 0.5
+
+
+def status_of(sweep: str | None, results: Path, as_json: bool) -> tuple[list[str], bool]:
+    """Print the status; returns a line for each corrupt run, and whether all runs are done."""
+    if sweep is None:
+        return _all_sweeps(results, as_json)
+    overview = look(load_sweep(sweep), results)
+    rows = status_rows(overview, overview.plan(layout_or_cpu(overview.sweep.execution)))
+    counts = state_counts([overview.states.get(run_id, RunState()) for run_id in overview.ids])
+    if as_json:
+        print(json.dumps({"sweep": overview.sweep.name, "counts": counts, "runs": rows}))
+    else:
+        print(status_table(rows))
+        print(f"{plural(len(rows), 'run')}: {_said(counts)}")
+    for line in overview.problems if not as_json else ():
+        print(f"warning: {line}", file=sys.stderr)
+    return overview.corrupt, counts.get("done", 0) == len(rows)
+
+
+def _all_sweeps(results: Path, as_json: bool) -> tuple[list[str], bool]:
+    ledger = Ledger(results)
+    rows, corrupt, done = [], [], True
+    for name in recorded_sweeps(results):
+        record = read_record(results, name) or {"run_ids": []}
+        states = ledger.scan(record["run_ids"])
+        counts = state_counts(states)
+        corrupt += [state.message for state in states.values() if state.state == "corrupt" and state.message]
+        done = done and counts.get("done", 0) == len(states)
+        rows.append({"sweep": name, "runs": len(states), "counts": counts})
+    if as_json:
+        print(json.dumps(rows))
+    elif not rows:
+        print(f"nothing was run in {results} yet; see `python -m sweeps list`")
+    else:
+        cells = [(str(row["sweep"]), str(row["runs"]), _said(row["counts"])) for row in rows]  # type: ignore[arg-type]
+        print(table(("sweep", "runs", "states"), cells, frozenset({"runs"})))
+    return list(dict.fromkeys(corrupt)), done
+
+
+def _said(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n} {state}" for state, n in counts.items()) or "none"
+
+
+def show_run(target: str, results: Path, as_json: bool) -> None:
+    """Print everything about one run; SweepError where its result is corrupt, after the rest is printed."""
+    ledger = Ledger(results)
+    run_id = ledger.find(target)
+    folder = ledger.run_dir(run_id)
+    state = ledger.state(run_id)
+    facts: dict[str, Any] = {
+        "id": run_id,
+        "folder": str(folder),
+        "state": state.state,
+        "attempts": state.attempt,
+        "failures": state.failures,
+        "checkpoint_step": state.checkpoint,
+        "owner": state.owner,
+        "message": state.message,
+        "status": read_status(folder),
+        "config": read_json(folder / CONFIG),
+        "result": state.result,
+    }
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        for key, value in facts.items():
+            shown = json.dumps(value, indent=1) if isinstance(value, dict) else value
+            print(f"{key:16} {'-' if shown is None else shown}")
+    if state.state == "corrupt":
+        raise SweepError(str(state.message))
+
+
+def logs_of(target: str, results: Path, follow: bool, lines: int) -> None:
+    """Print the end of the logs of a run or of each run of a sweep, and with `follow` what comes."""
+    ledger = Ledger(results)
+    ids = [run_id for run_id in _runs_of(target, ledger) if ledger.run_dir(run_id).is_dir()]
+    if not ids:
+        raise SweepError(f"no run of '{target}' has been started in {results}; there is nothing to show")
+    files = {path: run_id for run_id in ids for path in _log_files(ledger, run_id)}
+    for path, run_id in files.items():
+        print(f"==> {run_id} {path.name}")
+        print("\n".join(last_lines(path, lines * BYTES_A_LINE).splitlines()[-lines:]))
+    if follow:
+        _follow(ledger, ids, files)
+
+
+def _log_files(ledger: Ledger, run_id: str) -> list[Path]:
+    folder = ledger.run_dir(run_id)
+    names = [METRICS, LOG, *([ERROR] if ledger.state(run_id).state == "failed" else [])]
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _follow(ledger: Ledger, ids: list[str], files: dict[Path, str]) -> None:
+    """Print what is added to the logs until every run has ended."""
+    positions = {path: path.stat().st_size for path in files}
+    try:
+        while True:
+            for run_id in ids:
+                for path in (ledger.run_dir(run_id) / name for name in (METRICS, LOG)):
+                    if not path.is_file():
+                        continue
+                    with open(path, "rb") as file:
+                        # A resumed run cuts its metrics back to the checkpoint.
+                        file.seek(min(positions.get(path, 0), path.stat().st_size))
+                        text = file.read().decode(errors="replace")
+                        positions[path] = file.tell()
+                    for line in text.splitlines():
+                        print(f"{run_id} {line}" if len(ids) > 1 else line, flush=True)
+            if all(ledger.state(run_id).state in ("done", "diverged", "failed") for run_id in ids):
+                return
+            time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
+def retry(target: str, results: Path) -> None:
+    """Reset the failed, diverged and corrupt runs of a sweep, or one run."""
+    ledger = Ledger(results)
+    reset, busy = 0, []
+    for run_id in _runs_of(target, ledger):
+        state = ledger.state(run_id)
+        if state.state == "running":
+            busy.append(run_id)
+        if state.state not in ("failed", "diverged", "corrupt"):
+            continue
+        lease = Lease(ledger.run_dir(run_id))
+        if not lease.claim():
+            busy.append(run_id)
+            continue
+        try:
+            line = ledger.reset(run_id)
+        finally:
+            lease.release()
+        if line is not None:
+            print(line)
+            reset += 1
+    if busy:
+        print(f"{plural(len(busy), 'run')} under way left alone")
+    print(f"{plural(reset, 'run')} will be tried again by 'python -m sweeps run'")
+
+
+def cancel(sweep: str, results: Path) -> None:
+    """Ask the workers of a sweep to stop."""
+    path = find_sweep(sweep)
+    ledger = Ledger(results)
+    record = read_record(results, path.stem)
+    running = [s for s in ledger.scan(record["run_ids"]).values() if s.state == "running"] if record else []
+    if not running:
+        print(f"no run of {path.stem} is under way")
+        # A launcher may be preparing its corpus; it heeds the request as well.
+    ask_to_stop(results, path.stem)
+    if running:
+        owners = sorted({str(state.owner) for state in running})
+        print(f"asked {plural(len(running), 'run')} ({', '.join(owners)}) to checkpoint and stop; they stay resumable")
+
+
+def sync(sweep: str, results: Path, uri: str | None) -> None:
+    """Mirror a sweep into MLflow now."""
+    file = load_sweep(sweep)
+    if read_record(results, file.name) is None:
+        overview = look(file, results)
+        if overview.problems:
+            raise SweepError(overview.problems[0])
+        write_record(results, file.name, file.description, file.path, overview.ids)
+    from sweeps.mirror import default_uri
+    from sweeps.mirror import sync as mirror
+
+    where = uri or file.mlflow.uri or default_uri(results)
+    counts = mirror(results, file.name, file.mlflow.experiment or file.name, where, wait=60.0)
+    if counts["busy"]:
+        raise SweepError(f"MLflow at {where}: another process has been writing for a minute; try again later")
+    print(f"{counts['created']} created, {counts['updated']} updated, {counts['unchanged']} unchanged")
+
+
+def _runs_of(target: str, ledger: Ledger) -> list[str]:
+    """The run ids that a sweep or (the beginning of) a run id means."""
+    try:
+        path = find_sweep(target)
+    except SweepError as unknown:
+        hexadecimal = all(letter in "0123456789abcdef" for letter in target)
+        record = read_record(ledger.results, target) if "/" not in target else None
+        if record is not None:
+            return list(record["run_ids"])
+        if not hexadecimal:
+            hint = nearest(target, recorded_sweeps(ledger.results))
+            raise (SweepError(f"no sweep or run '{target}'{hint}") if "did you" in hint else unknown) from None
+        return [ledger.find(target)]
+    ids = look(load_sweep(str(path)), ledger.results).ids
+    return [run_id for run_id in ids if run_id != UNKNOWN]

@@ -1,0 +1,147 @@
+"""`run`: price, prepare the corpora, train what is missing, mirror, and say how it ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.background import BackgroundMirror
+from sweeps.errors import SweepError
+from sweeps.layout import Layout
+from sweeps.ledger import MAX_ATTEMPTS, Ledger
+from sweeps.local import WORKER, LocalQueue
+from sweeps.overview import Overview
+from sweeps.plan import Plan, PlannedRun
+from sweeps.session import new_session, write_record
+from sweeps.text import duration, plural
+from trainer.config import DataConfig, RunConfig
+
+EXIT_DONE, EXIT_UNFINISHED, EXIT_INTERRUPTED = 0, 1, 130
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a launch ended."""
+
+    code: int
+    """Exit code: 0 all done, 1 some failed, diverged or unfinished, 130 interrupted."""
+    line: str
+    """Said at the end."""
+
+
+def launch(
+    overview: Overview, plan: Plan, layout: Layout, mirror: bool = True, worker: Sequence[str] = WORKER
+) -> Ending:
+    """Train the runs of a plan that are not finished, on this machine.
+
+    Raises SweepError or TrainerError where the user has to mend something first.
+    """
+    sweep, results = overview.sweep, overview.ledger.results
+    if overview.problems:
+        raise SweepError(overview.problems[0])
+    began = time.monotonic()
+    write_record(results, sweep.name, sweep.description, sweep.path, overview.ids)
+    background = BackgroundMirror(sweep, results, _say) if mirror else None
+    config_of = dict(zip(overview.ids, overview.configs, strict=True))
+    todo = sorted(
+        (run for run in plan.runs if run.action in ("new", "resume", "retry", "running")),
+        key=lambda run: -run.seconds,
+    )
+    outcome, aborted = "finished", None
+    if background is not None:
+        background.start()
+    try:
+        if todo:
+            prepare_corpora([config_of[run.id] for run in todo], results)
+            pairs = [(run.id, config_of[run.id]) for run in todo]
+            outcome, aborted = _train(overview, todo, pairs, layout, background, worker)
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+    finally:
+        if background is not None:
+            background.finish(interrupted=outcome == "interrupted" or sys.exc_info()[0] is not None)
+    ending = _ending(overview.ledger, overview.ids, outcome, time.monotonic() - began)
+    if aborted is not None and ending.code:
+        raise SweepError(aborted)
+    return ending
+
+
+def _train(
+    overview: Overview,
+    todo: Sequence[PlannedRun],
+    pairs: Sequence[tuple[str, RunConfig]],
+    layout: Layout,
+    background: BackgroundMirror | None,
+    worker: Sequence[str],
+) -> tuple[str, str | None]:
+    from sweeps.display import TerminalView
+
+    execution = layout.execution.model_dump(mode="json")
+    results = overview.ledger.results
+    session = new_session(overview.sweep.name, results, execution, pairs, MAX_ATTEMPTS)
+    others = len(overview.ids) - len(todo)
+    with TerminalView(todo, others, layout.slots, overview.ledger) as view:
+        if background is not None:
+            background.say = view.say
+        queue = LocalQueue(session, layout, _Both(view, background), worker)
+        outcome = queue.run()
+    if background is not None:
+        background.say = _say
+    return outcome, queue.aborted
+
+
+class _Both:
+    """The view, with the mirror listened to at every tick."""
+
+    def __init__(self, view: Any, background: BackgroundMirror | None) -> None:
+        self.event, self.waiting, self.say = view.event, view.waiting, view.say
+        self._view, self._background = view, background
+
+    def tick(self) -> None:
+        self._view.tick()
+        if self._background is not None:
+            self._background.poll()
+
+
+def prepare_corpora(configs: Sequence[RunConfig], results: Path) -> None:
+    """Make every corpus ready once, and refuse runs that it is too small for before any is started."""
+    from trainer.batches import Batches
+    from trainer.corpora import Corpus, prepare
+
+    corpora: dict[DataConfig, Corpus] = {}
+    checked = set()
+    for config in configs:
+        if config.data not in corpora:
+            corpora[config.data] = prepare(config.data, results)
+        corpus, length = corpora[config.data], config.model.seq_len
+        shape = (id(corpus), length, config.batch_sequences, config.steps, config.eval.tokens)
+        if shape in checked:
+            continue
+        checked.add(shape)
+        Batches(corpus, config.seed, length, config.batch_sequences, config.data.max_epochs).check(config.steps)
+        wanted = max(2, config.eval.tokens // length)
+        if corpus.n_heldout_tokens is not None and wanted > max(0, corpus.n_heldout_tokens - 1) // length:
+            # Refuses, in the corpus' own words; otherwise the run would learn it after its last step.
+            corpus.heldout_sequences(wanted, length)
+
+
+def _ending(ledger: Ledger, ids: Sequence[str], outcome: str, seconds: float) -> Ending:
+    counts: dict[str, int] = {}
+    states = ledger.scan(ids)
+    for state in states.values():
+        counts[state.state] = counts.get(state.state, 0) + 1
+    said = ", ".join(f"{n} {state}" for state, n in sorted(counts.items(), key=lambda item: -item[1]))
+    line = f"{plural(len(states), 'run')}: {said}; {duration(seconds)}"
+    if outcome == "interrupted":
+        return Ending(EXIT_INTERRUPTED, f"interrupted: {line}; the same command goes on")
+    if corrupt := [state.message for state in states.values() if state.state == "corrupt"]:
+        raise SweepError(f"{line}; {corrupt[0]}")
+    return Ending(EXIT_DONE if counts.get("done") == len(states) else EXIT_UNFINISHED, line)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

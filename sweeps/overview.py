@@ -1,0 +1,73 @@
+"""A sweep together with what the ledger knows of it: what plan, status and run all start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.grid import expand
+from sweeps.identity import UNKNOWN, identify
+from sweeps.layout import Layout, plan_layout
+from sweeps.ledger import Ledger, RunState
+from sweeps.plan import Plan, make_plan
+from sweeps.price import Prices
+from sweeps.sweepfile import Sweep, SweepExecution
+from trainer.config import RunConfig
+
+OTHER_RESULTS = 200
+"""Results of other sweeps that are read to learn this machine's speed."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A sweep and its ledger at one moment."""
+
+    sweep: Sweep
+    """The sweep file."""
+    configs: list[RunConfig]
+    """Its runs, in grid order."""
+    ids: list[str]
+    """Their ids."""
+    problems: list[str]
+    """Why ids are missing."""
+    ledger: Ledger
+    """The ledger."""
+    states: dict[str, RunState]
+    """State of each run that has an id."""
+
+    @property
+    def identified(self) -> bool:
+        """Whether every run has its id."""
+        return not self.problems
+
+    @property
+    def corrupt(self) -> list[str]:
+        """One line for each corrupt run."""
+        return [state.message for state in self.states.values() if state.state == "corrupt" and state.message]
+
+    def plan(self, layout: Layout) -> Plan:
+        """What is to be done on a layout."""
+        results = [state.result for state in self.states.values() if state.result is not None]
+        results += self.ledger.other_results(self.states, OTHER_RESULTS)
+        warnings = [f"{problem} (its runs are priced but cannot be run)" for problem in self.problems]
+        prices = Prices(results, layout.setting)
+        return make_plan(self.configs, self.ids, self.states, prices, layout.slots, warnings=warnings)
+
+
+def look(sweep: Sweep, results: Path) -> Overview:
+    """Expand a sweep and read the states of its runs."""
+    configs = expand(sweep)
+    ids, problems = identify(configs)
+    ledger = Ledger(results)
+    states = ledger.scan(run_id for run_id in ids if run_id != UNKNOWN)
+    return Overview(sweep, configs, ids, problems, ledger, states)
+
+
+def layout_or_cpu(execution: SweepExecution) -> Layout:
+    """The layout on this machine; for a GPU sweep on a machine without one, that of its processor."""
+    from sweeps.errors import SweepError
+
+    try:
+        return plan_layout(execution)
+    except SweepError:
+        return plan_layout(execution.model_copy(update={"device": "cpu", "devices": None}))

@@ -1,0 +1,122 @@
+"""Plans and states as text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sweeps.ledger import STATES, RunState
+from sweeps.overview import Overview
+from sweeps.plan import Plan, PlannedRun, Totals
+from sweeps.text import count, duration, flops, number, plural, size, table
+
+_PLAN_HEADS = (
+    "id", "size", "structure", "seed", "params", "tokens", "steps", "FLOPs", "batch", "peak LR", "time", "state",
+)  # fmt: skip
+_STATUS_HEADS = ("id", "size", "structure", "seed", "state", "step", "loss", "attempts", "note")
+_RIGHT = frozenset(
+    {"seed", "params", "tokens", "steps", "FLOPs", "batch", "peak LR", "time", "step", "loss", "attempts"}
+)
+_NOTE_WIDTH = 48
+
+
+def plan_table(plan: Plan) -> str:
+    """One line for each run, within 120 columns."""
+    return table(_PLAN_HEADS, [_plan_row(run) for run in plan.runs], _RIGHT)
+
+
+def _plan_row(run: PlannedRun) -> tuple[str, ...]:
+    time = "-" if not run.seconds else f"{'' if run.measured else '~'}{duration(run.seconds)}"
+    return (
+        run.id, run.size, run.structure, str(run.seed), count(run.params), count(run.tokens), count(run.steps),
+        flops(run.flops), count(run.batch_tokens), number(run.peak_lr), time, _doing(run),
+    )  # fmt: skip
+
+
+def _doing(run: PlannedRun) -> str:
+    if run.action == "resume":
+        return f"resume {100 * run.step // max(1, run.steps)}%"
+    return run.action
+
+
+def totals_text(totals: Totals, layout: str) -> str:
+    """What the sweep will cost, in a few lines."""
+    actions = ", ".join(f"{n} {action}" for action, n in totals.actions.items())
+    lines = [f"{plural(totals.runs, 'run')} ({actions}); {flops(totals.flops)} FLOPs in all"]
+    if totals.new_flops:
+        basis = "measured speeds" if totals.measured else "~ rests on guessed speeds"
+        lines.append(
+            f"to do: {flops(totals.new_flops)} FLOPs, about {duration(totals.seconds)} ({basis}; the longest run "
+            f"{duration(totals.longest_seconds)}), checkpoints {size(totals.bytes)}"
+        )
+        lines.append(f"{layout}")
+    return "\n".join(lines)
+
+
+def state_counts(states: Mapping[str, RunState] | list[RunState]) -> dict[str, int]:
+    """How many runs are in each state, in a fixed order."""
+    values = states.values() if isinstance(states, Mapping) else states
+    found = Counter(state.state for state in values)
+    return {name: found[name] for name in STATES if found[name]}
+
+
+def status_rows(overview: Overview, plan: Plan) -> list[dict[str, Any]]:
+    """State of each run, in grid order, as plain values."""
+    rows = []
+    for run in plan.runs:
+        state = overview.states.get(run.id, RunState())
+        result, status = state.result or {}, state.status or {}
+        rows.append(
+            {
+                "id": run.id,
+                "size": run.size,
+                "structure": run.structure,
+                "seed": run.seed,
+                "state": state.state,
+                "step": max(state.step, state.checkpoint or 0),
+                "total_steps": run.steps,
+                "attempts": state.attempt,
+                "train_loss": result.get("train_loss", status.get("train_loss")),
+                "val_loss": result.get("val_loss"),
+                "val_loss_se": result.get("val_loss_se"),
+                "tokens_per_second": result.get("tokens_per_second", status.get("tokens_per_second")),
+                "eta_seconds": status.get("eta_seconds") if state.state == "running" else None,
+                "owner": state.owner,
+                "message": state.message,
+            }
+        )
+    return rows
+
+
+def status_table(rows: list[dict[str, Any]]) -> str:
+    """One line for each run, within 120 columns."""
+    return table(_STATUS_HEADS, [_status_row(row) for row in rows], _RIGHT)
+
+
+def _status_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    loss = row["val_loss"] if row["val_loss"] is not None else row["train_loss"]
+    shown = "-" if loss is None else f"{loss:.4f}{'' if row['val_loss'] is not None else ' (train)'}"
+    note = ""
+    if row["state"] == "running":
+        eta = row["eta_seconds"]
+        note = f"{row['owner']}" + (f", {duration(eta)} left" if eta else "")
+    elif row["message"]:
+        note = row["message"]
+    if len(note) > _NOTE_WIDTH:
+        note = note[: _NOTE_WIDTH - 3] + "..."
+    return (
+        row["id"], row["size"], row["structure"], str(row["seed"]), row["state"],
+        f"{row['step']}/{row['total_steps']}", shown, str(row["attempts"]), note,
+    )  # fmt: skip
+
+
+def last_lines(path: Path, n_bytes: int) -> str:
+    """The end of a text file, from a line's beginning."""
+    with open(path, "rb") as file:
+        file.seek(0, 2)
+        start = max(0, file.tell() - n_bytes)
+        file.seek(start)
+        text = file.read().decode(errors="replace")
+    return text.partition("\n")[2] if start else text

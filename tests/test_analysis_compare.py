@@ -1,0 +1,186 @@
+"""Equal exponents or not: the published points, planted differences, power, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.optimize import brentq
+
+from analysis.analyse import analyse, design_words, points
+from analysis.compare import (
+    Groups,
+    NoTest,
+    SlopeTest,
+    compare_slopes,
+    detectable_difference,
+    slope_test,
+)
+from analysis.errors import AnalysisError
+from analysis.table import Runs, parse_map, read_csv, structures_of
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "fig1_scaling_lowrank_digitised.csv"
+COLUMNS = ["curve=structure,flops_from_repo_formula=train_flops,loss_digitised=val_loss"]
+FLOPS = np.geomspace(1e11, 3e13, 5)
+
+
+def published() -> Runs:
+    return read_csv(PUBLISHED, parse_map(COLUMNS))
+
+
+def curves(alphas: list[float], floor: float, noise: float, seed: int = 0, seeds: int = 1) -> Groups:
+    rng = np.random.default_rng(seed)
+    groups = {}
+    for i, alpha in enumerate(alphas):
+        flops = np.repeat(FLOPS * (1 - 0.2 * i), seeds)
+        loss = floor + (1.5 + 0.05 * i) * (flops / 2e12) ** -alpha
+        groups[f"s{i}"] = (flops, loss * np.exp(noise * rng.standard_normal(flops.size)))
+    return groups
+
+
+def verified(groups: Groups, irreducible: float | None) -> SlopeTest:
+    outcome = slope_test(groups, irreducible)
+    assert isinstance(outcome, SlopeTest), outcome
+    return outcome
+
+
+def test_published_points_do_not_reject_equal_slopes() -> None:
+    runs = published()
+    groups = {name: points(runs.table, name) for name in structures_of(runs.table)}
+    plain = verified(groups, 0.0)
+    assert plain.dof == (2, 6)
+    assert plain.statistic == pytest.approx(0.85, abs=0.001)
+    assert plain.p_value == pytest.approx(0.47, abs=0.005)
+    expected = {"dense": 0.05353, "lowrank63": 0.05462, "lowrank32": 0.05617}
+    assert plain.exponents == pytest.approx(expected, abs=5e-6)
+    given = verified(groups, 1.69)
+    assert given.p_value > 0.999
+    expected = {"dense": 0.1318, "lowrank63": 0.1319, "lowrank32": 0.1318}
+    assert given.exponents == pytest.approx(expected, abs=6e-5)
+
+
+def test_published_slopes_with_printed_losses_where_there_are_any() -> None:
+    table = published().table
+    printed = table["loss_from_published_ppl"]
+    loss = [float(p) if p else d for p, d in zip(printed, table["val_loss"], strict=True)]
+    table = table.assign(val_loss=loss)
+    groups = {name: points(table, name) for name in structures_of(table)}
+    with open(PUBLISHED.with_name("derived_slopes_fig1.csv"), newline="") as file:
+        derived = {tuple(row[:2]): -float(row[2]) for row in list(csv.reader(file))[1:]}
+    for floor, statistic in (
+        (0.0, "d ln L / d ln C"),
+        (1.5, "d ln (L-1.50) / d ln C"),
+        (1.69, "d ln (L-1.69) / d ln C"),
+    ):
+        found = verified(groups, floor).exponents
+        for curve, name in (("Dense", "dense"), ("LowRank 63%", "lowrank63"), ("LowRank 32%", "lowrank32")):
+            places = 5e-5 if floor else 5e-6
+            assert found[name] == pytest.approx(derived[curve, statistic], abs=places * 1.02)
+
+
+def test_published_verdict_says_what_it_cannot_tell() -> None:
+    analysis = analyse(published(), "fig1", 1.69)
+    text = analysis.comparison.verdict
+    assert (
+        "Without an irreducible loss, equality of slopes is not rejected (F(2, 6) = 0.85, p = 0.47)" in text
+    )
+    assert "4 sizes x 1 seed can only detect slope differences above 0.0069" in text
+    assert "does not show that the slopes are equal" in text
+    assert "E is at its bound 0" in text and "p = 1.00" in text
+
+
+def nct_shift(dof: int) -> float:
+    """The same by scipy's noncentral t, which holds where there are a few degrees of freedom."""
+    critical = float(stats.t.ppf(0.975, dof))
+    return float(
+        brentq(lambda d: stats.nct.sf(critical, dof, d) + stats.nct.cdf(-critical, dof, d) - 0.8, 0.1, 20)
+    )
+
+
+def test_planted_difference_is_found_and_named() -> None:
+    verdict = compare_slopes(curves([0.10, 0.10, 0.13], 0.0, 0.002)).verdict
+    assert "equality of slopes is rejected" in verdict and "steepest is s2" in verdict
+
+
+def test_shared_floor_is_recovered_and_equal_exponents_kept() -> None:
+    outcome = verified(curves([0.15, 0.15, 0.15], 1.2, 0.0005, seeds=3), None)
+    assert outcome.irreducible == pytest.approx(1.2, abs=0.05) and outcome.caution is None
+    assert not outcome.rejected and outcome.common == pytest.approx(0.15, abs=0.01)
+    assert outcome.irreducible_se is not None and 0.001 < outcome.irreducible_se < 0.05
+    different = verified(curves([0.15, 0.15, 0.19], 1.2, 0.0005, seeds=3), None)
+    assert different.rejected and different.exponents["s2"] == pytest.approx(0.19, abs=0.012)
+
+
+def test_answer_that_hangs_on_the_floor_is_said_to_be_open() -> None:
+    # Equal exponents above one floor, but reducible parts so unequal that the plain slopes differ.
+    flops = np.geomspace(1e11, 3e13, 8)
+    rng = np.random.default_rng(3)
+    groups = {
+        name: (flops, (1.5 + k * (flops / 2e12) ** -0.2) * np.exp(0.002 * rng.standard_normal(8)))
+        for name, k in (("a", 0.5), ("b", 1.5))
+    }
+    comparison = compare_slopes(groups)
+    plain, shared = comparison.tests
+    assert isinstance(plain, SlopeTest) and plain.rejected
+    assert isinstance(shared, SlopeTest) and not shared.rejected
+    assert "The answer depends on the irreducible loss" in comparison.verdict
+
+
+def test_type_one_error_is_near_its_level() -> None:
+    rejections = sum(verified(curves([0.1] * 3, 0.0, 0.004, seed), 0.0).rejected for seed in range(400))
+    # 5 % of 400 is 20; outside [8, 34] lies under 0.5 % of the binomial distribution.
+    assert 8 <= rejections <= 34
+
+
+def test_detectable_difference_is_found_four_times_in_five() -> None:
+    noise, trials, found = 0.004, 400, 0
+    base = curves([0.1, 0.1], 0.0, 0.0)
+    sxx = sum(1 / float(((x - x.mean()) ** 2).sum()) for x in (np.log(f) for f, _ in base.values()))
+    gap = detectable_difference(noise * sxx**0.5, 6)
+    for seed in range(trials):
+        found += verified(curves([0.1, 0.1 + gap], 0.0, noise, seed), 0.0).rejected
+    assert 0.73 <= found / trials <= 0.87
+    assert detectable_difference(1.0, 10**6) == pytest.approx(1.96 + 0.8416, abs=0.001)
+    assert detectable_difference(1.0, 6) == pytest.approx(nct_shift(6), rel=1e-4)
+    assert detectable_difference(1.0, 1) > 40
+
+
+@pytest.mark.parametrize(
+    ("groups", "reason"),
+    [
+        (curves([0.1], 0.0, 0.01), "1 structure with enough points"),
+        ({}, "0 structure with enough points"),
+        (curves([0.1, 0.2], 0.0, 0.0), "pass through every point"),
+    ],
+)
+def test_tests_that_are_refused(groups: Groups, reason: str) -> None:
+    outcome = slope_test(groups, 0.0)
+    assert isinstance(outcome, NoTest) and reason in outcome.reason
+    assert reason in compare_slopes(groups).verdict
+
+
+def test_three_sizes_leave_no_shared_floor_for_two_structures() -> None:
+    groups = {name: (f[:3], v[:3]) for name, (f, v) in curves([0.1, 0.1], 1.0, 0.01).items()}
+    outcome = slope_test(groups, None)
+    assert isinstance(outcome, SlopeTest) and outcome.dof == (1, 1)
+    few = {"a": groups["s0"], "b": (FLOPS[:2], np.array([3.0, 2.9]))}
+    assert "1 structure" in compare_slopes(few).verdict
+
+
+@pytest.mark.parametrize("floor", [-0.1, 9.0])
+def test_impossible_floor_is_a_user_mistake(floor: float) -> None:
+    with pytest.raises(AnalysisError, match="mend it"):
+        slope_test(curves([0.1, 0.1], 1.0, 0.01), floor)
+
+
+def test_known_entropy_rate_is_used_as_the_given_floor() -> None:
+    runs = published()
+    analysis = analyse(Runs(runs.table.assign(entropy_rate=1.5)), "x")
+    assert [t.hypothesis for t in analysis.comparison.tests] == ["none", "given", "shared"]
+    mixed = runs.table.assign(entropy_rate=[1.5] * 11 + [float("nan")])
+    assert len(analyse(Runs(mixed), "x").comparison.tests) == 2
+    assert design_words(runs.table) == "4 sizes x 1 seed"
+    assert design_words(runs.table.iloc[1:]) == "11 runs"

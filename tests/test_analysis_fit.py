@@ -1,0 +1,186 @@
+"""Laws and fits: planted parameters, derivatives, intervals that cover, and numbers that are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.digits import number, probability, with_error
+from analysis.errors import AnalysisError
+from analysis.fit import Fit, Refusal, fit_law
+from analysis.laws import LAWS, Array
+
+FLOPS = np.geomspace(1e11, 3e13, 6)
+C0 = 2e12
+
+
+def planted(
+    floor: float, k: float, alpha: float, flops: Array = FLOPS, noise: float = 0.0, seed: int = 0
+) -> Array:
+    loss = floor + k * (flops / C0) ** -alpha
+    return np.asarray(loss * np.exp(noise * np.random.default_rng(seed).standard_normal(flops.size)))
+
+
+def fitted(law: str, flops: Array, loss: Array) -> Fit:
+    fit = fit_law(law, flops, loss, "g", C0)
+    assert isinstance(fit, Fit), fit
+    return fit
+
+
+@pytest.mark.parametrize("law", sorted(LAWS))
+def test_jacobian_equals_finite_differences(law: str) -> None:
+    form = LAWS[law](C0)
+    theta = np.array({"power": [2.7, 0.07], "irreducible": [1.3, 1.4, 0.13]}[law])
+    exact = form.jacobian(theta, FLOPS)
+    assert exact.shape == (FLOPS.size, len(form.parameters))
+    for j in range(theta.size):
+        step = np.zeros_like(theta)
+        step[j] = 1e-5 * theta[j]
+        slope = (form.evaluate(theta + step, FLOPS) - form.evaluate(theta - step, FLOPS)) / (2 * step[j])
+        np.testing.assert_allclose(exact[:, j], slope, rtol=1e-7, atol=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.2, 2.0), st.floats(0.3, 3.0), st.floats(0.03, 0.5))
+def test_planted_law_with_irreducible_loss_is_recovered(floor: float, k: float, alpha: float) -> None:
+    fit = fitted("irreducible", FLOPS, planted(floor, k, alpha))
+    np.testing.assert_allclose(fit.theta, [floor, k, alpha], rtol=1e-8)
+    assert fit.identified and not fit.warnings and fit.certificate.converged
+    assert fit.certificate.minima == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.5, 6.0), st.floats(0.01, 0.8))
+def test_planted_power_law_is_recovered(k: float, alpha: float) -> None:
+    fit = fitted("power", FLOPS, planted(0, k, alpha))
+    np.testing.assert_allclose(fit.theta, [k, alpha], rtol=1e-8)
+    assert fit.residual_sd is not None and fit.residual_sd < 1e-12
+
+
+@pytest.mark.parametrize(("law", "floor"), [("power", 0.0), ("irreducible", 1.2)])
+def test_intervals_cover_the_truth(law: str, floor: float) -> None:
+    flops, truth, hits, tries = np.geomspace(1e10, 1e14, 8), 0.15, 0, 100
+    for seed in range(tries):
+        fit = fitted(law, flops, planted(floor, 1.5, truth, flops, 0.004, seed))
+        assert fit.intervals is not None
+        hits += fit.intervals["alpha"][0] <= truth <= fit.intervals["alpha"][1]
+    # 95 expected; outside [88, 99] lies under 1 % of the binomial distribution.
+    assert 88 <= hits <= 99
+
+
+def test_standard_errors_are_those_of_ordinary_regression() -> None:
+    loss = planted(0, 2.8, 0.06, noise=0.01)
+    fit = fitted("power", FLOPS, loss)
+    x, y = np.log(FLOPS), np.log(loss)
+    coefficients, covariance = np.polyfit(x, y, 1, cov=True)
+    assert fit.standard_errors is not None and fit.r_squared is not None
+    assert fit.parameters["alpha"] == pytest.approx(-coefficients[0], rel=1e-10)
+    assert fit.standard_errors["alpha"] == pytest.approx(math.sqrt(covariance[0, 0]), rel=1e-8)
+    assert fit.r_squared == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2, rel=1e-9)
+    low, high = fit.band(FLOPS) or (FLOPS, FLOPS)
+    assert np.all(low < fit.predict(FLOPS)) and np.all(fit.predict(FLOPS) < high)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_start_of_a_stranger_beats_the_reported_optimum(seed: int) -> None:
+    from scipy.optimize import minimize
+
+    loss = planted(1.0, 1.7, 0.12, noise=0.02, seed=seed)
+    fit = fitted("irreducible", FLOPS, loss)
+    rng, x = np.random.default_rng(seed), np.log(FLOPS / C0)
+
+    def cost(p: Array) -> float:
+        inside = 0 <= p[0] <= loss.min() and 0 < p[2] < 20
+        return float(((np.log(p[0] + np.exp(p[1] - p[2] * x)) - np.log(loss)) ** 2).sum()) if inside else 1e9
+
+    for _ in range(10):
+        start = [rng.uniform(0, loss.min()), rng.normal(0, 1), rng.uniform(0.01, 0.6)]
+        other = minimize(cost, start, method="Nelder-Mead", options={"maxiter": 3000, "fatol": 1e-15})
+        assert fit.sum_squares <= other.fun * (1 + 1e-6)
+
+
+def test_straight_and_steepening_curves_do_not_identify_a_floor() -> None:
+    straight = fitted("irreducible", FLOPS, planted(0, 2.7, 0.06))
+    steepening = fitted("irreducible", FLOPS, planted(-0.5, 3.2, 0.06))
+    for fit in (straight, steepening):
+        assert not fit.identified and fit.parameters["E"] == 0 and fit.standard_errors is None
+        assert any("irreducible loss not identified: E is at its bound 0" in text for text in fit.warnings)
+
+
+@pytest.mark.parametrize("floor", [0.0, 1.0])
+def test_noise_that_leaves_the_floor_open_is_flagged_and_still_printed(floor: float) -> None:
+    flops = FLOPS[:5]
+    identified = 0
+    for seed in range(20):
+        fit = fitted("irreducible", flops, planted(floor, 1.7, 0.1, flops, 0.02, seed))
+        identified += fit.identified
+        assert fit.identified or any("not identified" in text for text in fit.warnings)
+        assert math.isfinite(fit.parameters["E"])
+    # By chance one in twenty at most; Wald's test would let ten of them pass.
+    assert identified <= 2
+
+
+def test_a_curve_that_has_flattened_is_flagged_at_the_other_bound() -> None:
+    fit = fitted("irreducible", FLOPS, np.array([3.2, 2.0001, 2.0, 2.0, 2.0, 2.0]))
+    assert fit.parameters["E"] == pytest.approx(2.0, abs=1e-3)
+    step = fitted("irreducible", FLOPS, np.array([3.2, 2.0, 2.0, 2.0, 2.0, 2.0]))
+    assert not step.identified and any("at its bound" in text for text in step.warnings)
+
+
+def test_three_points_get_no_standard_error_of_three_parameters() -> None:
+    flops = FLOPS[::2]
+    fit = fitted("irreducible", flops, planted(1.0, 1.7, 0.1, flops))
+    assert fit.standard_errors is None and not fit.identified and fit.residual_sd is None
+    assert "no standard error: 3 points, 3 parameters" in fit.warnings
+    assert fit.band(flops) is None
+    assert fitted("power", flops, planted(0, 2, 0.1, flops, 0.01)).standard_errors is not None
+
+
+@pytest.mark.parametrize(
+    ("flops", "loss", "reason"),
+    [
+        ([1e12, 2e12], [3.0, 2.9], "2 points: a law needs at least 3"),
+        ([1e12, 1e12, 2e12, 2e12], [3.0, 3.1, 2.9, 2.8], "2 distinct training budgets"),
+        ([1e12, 1e12 * (1 + 1e-9), 2e12], [3.0, 3.1, 2.9], "2 distinct training budgets"),
+    ],
+)
+def test_designs_that_are_refused(flops: list[float], loss: list[float], reason: str) -> None:
+    for law in LAWS:
+        outcome = fit_law(law, np.array(flops), np.array(loss), "g")
+        assert isinstance(outcome, Refusal) and reason in outcome.reason
+        assert outcome.to_dict()["refused"] == outcome.reason
+
+
+def test_rising_loss_has_a_line_with_a_warning_and_no_floor() -> None:
+    loss = planted(0, 2.0, -0.05)
+    assert "does not fall" in fitted("power", FLOPS, loss).warnings[0]
+    assert isinstance(fit_law("irreducible", FLOPS, loss), Refusal)
+    constant = fitted("power", FLOPS, np.full(6, 2.5))
+    assert constant.r_squared is None and constant.parameters["alpha"] == pytest.approx(0, abs=1e-12)
+
+
+def test_bad_arrays_are_user_mistakes() -> None:
+    for flops, loss in (([1.0, 2.0], [1.0]), ([1.0, 2, 3], [1.0, -2, 3]), ([1.0, 2, np.nan], [1.0, 2, 3])):
+        with pytest.raises(AnalysisError):
+            fit_law("power", np.array(flops), np.array(loss))
+    with pytest.raises(AnalysisError, match="use one of power, irreducible"):
+        fit_law("cubic", FLOPS, FLOPS)
+
+
+def test_json_form_holds_float64_at_full_precision() -> None:
+    fit = fitted("irreducible", FLOPS, planted(1.2, 1.5, 0.2, noise=0.001))
+    body = json.loads(json.dumps(fit.to_dict(), allow_nan=False))
+    assert body["parameters"] == fit.parameters and body["certificate"]["converged"]
+
+
+def test_digits_follow_the_standard_error() -> None:
+    assert with_error(0.053533, 0.001125) == "0.0535 ± 0.0011"
+    assert with_error(1.23456, 0.0996) == "1.23 ± 0.10"
+    assert with_error(1234.5, 250.0) == "1234 ± 250" or with_error(1234.5, 250.0) == "1235 ± 250"
+    assert with_error(1.5, None) == "1.5" and number(math.nan) == "-"
+    assert probability(0.0001) == "< 0.001" and probability(0.473) == "= 0.47"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,18 +14,23 @@ from trainer.errors import TrainerError
 
 app = typer.Typer(
     help="Sweeps of training runs: price them, train what is missing, follow them.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name of a sweep (see `list`) or a .toml file.")]
-TargetArgument = Annotated[str, typer.Argument(metavar="SWEEP|RUN", help="A sweep, or (the beginning of) a run id.")]
+SweepArgument = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="Name of a sweep (see `list`) or a .toml file.")
+]
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="SWEEP|RUN", help="A sweep, or (the beginning of) a run id.")
+]
 ResultsOption = Annotated[
     Path, typer.Option("--results", envvar="SCALING_RESULTS", help="Folder of runs and corpora.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-SlotsOption = Annotated[int | None, typer.Option("--slots", min=1, help="Runs at a time; default one per core or GPU.")]
+SlotsOption = Annotated[
+    int | None, typer.Option("--slots", min=1, help="Runs at a time; default one per core or GPU.")
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of one run; default cores / slots.")
 ]
@@ -35,9 +39,10 @@ RESULTS = Path("results")
 
 
 @app.command("list")
-def list_(as_json: JsonOption = False) -> None:
+def list_(results: ResultsOption = RESULTS, as_json: JsonOption = False) -> None:
     """The sweeps that come with the program."""
     from sweeps.grid import expand
+    from sweeps.session import read_record
     from sweeps.sweepfile import read_sweep, sweep_files
     from sweeps.text import table
 
@@ -45,14 +50,31 @@ def list_(as_json: JsonOption = False) -> None:
     for path in sweep_files():
         try:
             sweep = read_sweep(path)
-            rows.append({"sweep": sweep.name, "runs": len(expand(sweep)), "description": sweep.description})
+            record = read_record(results, sweep.name)
+            rows.append(
+                {
+                    "sweep": sweep.name,
+                    "runs": len(expand(sweep)),
+                    "description": sweep.description,
+                    "started": record is not None,
+                }
+            )
         except (SweepError, TrainerError) as error:
-            rows.append({"sweep": path.stem, "runs": None, "description": f"broken: {error}"})
+            broken = {"sweep": path.stem, "runs": None, "description": f"broken: {error}", "started": False}
+            rows.append(broken)
     if as_json:
         print(json.dumps(rows))
         return
-    cells = [(row["sweep"], "-" if row["runs"] is None else str(row["runs"]), row["description"]) for row in rows]
-    print(table(("sweep", "runs", "description"), cells, frozenset({"runs"})))
+    cells = [
+        (
+            row["sweep"],
+            "-" if row["runs"] is None else str(row["runs"]),
+            "yes" if row["started"] else "",
+            row["description"],
+        )
+        for row in rows
+    ]
+    print(table(("sweep", "runs", "started", "description"), cells, frozenset({"runs"})))
 
 
 @app.command()
@@ -62,12 +84,14 @@ def plan(
     slots: SlotsOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
-    write: Annotated[bool, typer.Option("--write", help="Also write the sweep record, as `run` does.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Also write the sweep record, as `run` does.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Every run with its price and state, and the totals; starts nothing."""
-    from sweeps.layout import with_options
-    from sweeps.overview import layout_or_cpu, look
+    from sweeps.layout import layout_or_guess, with_options
+    from sweeps.overview import look
     from sweeps.report import plan_table
     from sweeps.session import write_record
     from sweeps.sweepfile import load_sweep
@@ -75,7 +99,7 @@ def plan(
     file = load_sweep(sweep)
     execution = with_options(file.execution, slots, threads, device, file.source)
     overview = look(file, results)
-    layout = layout_or_cpu(execution)
+    layout = layout_or_guess(execution)
     planned = overview.plan(layout)
     if write:
         if overview.problems:
@@ -97,9 +121,13 @@ def run(
     slots: SlotsOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
-    max_flops: Annotated[float | None, typer.Option(min=0, help="Refuse if more FLOPs are to be spent.")] = None,
+    max_flops: Annotated[
+        float | None, typer.Option(min=0, help="Refuse if more FLOPs are to be spent.")
+    ] = None,
     max_hours: Annotated[float | None, typer.Option(min=0, help="Refuse if it is to take longer.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a sweep of more than an hour.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before a sweep of more than an hour.")
+    ] = False,
     no_mirror: Annotated[bool, typer.Option("--no-mirror", help="Leave MLflow alone.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
 ) -> None:
@@ -134,7 +162,9 @@ def run(
 
 @app.command()
 def status(
-    sweep: Annotated[str | None, typer.Argument(help="A sweep; default a line for each that was run.")] = None,
+    sweep: Annotated[
+        str | None, typer.Argument(help="A sweep; default a line for each that was run.")
+    ] = None,
     results: ResultsOption = RESULTS,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 unless every run is done.")] = False,
     as_json: JsonOption = False,
@@ -161,7 +191,9 @@ def show(target: Annotated[str, typer.Argument(metavar="RUN")], results: Results
 def logs(
     target: TargetArgument,
     results: ResultsOption = RESULTS,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C or the run's end.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C or the run's end.")
+    ] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines of each run.")] = 20,
 ) -> None:
     """What a run, or each run of a sweep, printed and logged, and why it failed."""
@@ -222,19 +254,21 @@ def _check_executor(name: str) -> None:
 def main() -> None:
     """Run the command line; a user mistake becomes one red line and exit code 2."""
     try:
-        app()
+        code = app(args=sys.argv[1:] or ["--help"], prog_name="python -m sweeps", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except (SweepError, TrainerError) as error:
         _fail(str(error))
-    except BrokenPipeError:
-        # The reader of our output has gone, as with `| head`; nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except typer.TyperException as error:
+        _fail(f"{error.format_message()} (see 'python -m sweeps {' '.join(sys.argv[1:2])} --help')")
+    except typer.Abort:
+        _fail("not started")
     except OSError as error:
         _fail(f"{error.filename or 'disk'}: {error.strerror or error}")
 
 
 def _fail(line: str) -> None:
     sys.stdout.flush()
-    typer.secho(f"error: {line}", fg="red", err=True)
+    typer.secho(f"error: {' '.join(line.split())}", fg="red", err=True)
     sys.exit(2)
 
 

@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sweeps.ledger import Ledger
+from sweeps.mirrored import default_uri, is_mirrored
 from sweeps.slot import PACKAGE_ROOT
 from sweeps.sweepfile import Sweep
 
 EVERY_SECONDS = 30.0
 FINAL_SECONDS = 120.0
 INTERRUPTED_SECONDS = 15.0
+TELL_SECONDS = 3.0
 
 
 class BackgroundMirror:
@@ -36,12 +39,21 @@ class BackgroundMirror:
         self._buffer = b""
         self._told: str | None = None
 
+    def up_to_date(self, run_ids: Sequence[str]) -> bool:
+        """Whether all runs are finished and mirrored already."""
+        uri = self.sweep.mlflow.uri or default_uri(self.results)
+        return is_mirrored(Ledger(self.results), run_ids, self.sweep.name, self._experiment, uri)
+
+    @property
+    def _experiment(self) -> str:
+        return self.sweep.mlflow.experiment or self.sweep.name
+
     def start(self) -> None:
-        """Start the process; it loads MLflow only when there is something to mirror."""
+        """Start the process; it loads MLflow at its first sync."""
         settings = self.sweep.mlflow
         command = [
             sys.executable, "-m", "sweeps.mirror", self.sweep.name, "--results", str(self.results.resolve()),
-            "--experiment", settings.experiment or self.sweep.name, "--every", str(self.every),
+            "--experiment", self._experiment, "--every", str(self.every),
             *(["--uri", settings.uri] if settings.uri else []),
         ]  # fmt: skip
         path = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -71,9 +83,13 @@ class BackgroundMirror:
         assert self._process.stdin is not None
         self._process.stdin.close()
         limit = INTERRUPTED_SECONDS if interrupted else FINAL_SECONDS
-        end = time.monotonic() + limit
-        while self._process.poll() is None and time.monotonic() < end:
+        began = time.monotonic()
+        told = False
+        while self._process.poll() is None and time.monotonic() < began + limit:
             time.sleep(0.05)
+            if not told and time.monotonic() > began + TELL_SECONDS:
+                self.say("mirroring the runs to MLflow (they are safe; Ctrl-C leaves it for later)")
+                told = True
         self.poll()
         if self._process.poll() is None:
             self._process.kill()

@@ -10,9 +10,11 @@ from typing import Any
 
 from sweeps.errors import SweepError
 from sweeps.identity import UNKNOWN
-from sweeps.ledger import LOG, Ledger, RunState
+from sweeps.layout import layout_or_guess
 from sweeps.lease import Lease
-from sweeps.overview import layout_or_cpu, look
+from sweeps.ledger import LOG, Ledger, RunState
+from sweeps.mirrored import default_uri
+from sweeps.overview import look
 from sweeps.report import last_lines, state_counts, status_rows, status_table
 from sweeps.session import ask_to_stop, read_record, recorded_sweeps, write_record
 from sweeps.sweepfile import find_sweep, load_sweep
@@ -29,7 +31,7 @@ def status_of(sweep: str | None, results: Path, as_json: bool) -> tuple[list[str
     if sweep is None:
         return _all_sweeps(results, as_json)
     overview = look(load_sweep(sweep), results)
-    rows = status_rows(overview, overview.plan(layout_or_cpu(overview.sweep.execution)))
+    rows = status_rows(overview, overview.plan(layout_or_guess(overview.sweep.execution)))
     counts = state_counts([overview.states.get(run_id, RunState()) for run_id in overview.ids])
     if as_json:
         print(json.dumps({"sweep": overview.sweep.name, "counts": counts, "runs": rows}))
@@ -43,7 +45,8 @@ def status_of(sweep: str | None, results: Path, as_json: bool) -> tuple[list[str
 
 def _all_sweeps(results: Path, as_json: bool) -> tuple[list[str], bool]:
     ledger = Ledger(results)
-    rows, corrupt, done = [], [], True
+    rows: list[dict[str, Any]] = []
+    corrupt, done = [], True
     for name in recorded_sweeps(results):
         record = read_record(results, name) or {"run_ids": []}
         states = ledger.scan(record["run_ids"])
@@ -56,7 +59,7 @@ def _all_sweeps(results: Path, as_json: bool) -> tuple[list[str], bool]:
     elif not rows:
         print(f"nothing was run in {results} yet; see `python -m sweeps list`")
     else:
-        cells = [(str(row["sweep"]), str(row["runs"]), _said(row["counts"])) for row in rows]  # type: ignore[arg-type]
+        cells = [(row["sweep"], str(row["runs"]), _said(row["counts"])) for row in rows]
         print(table(("sweep", "runs", "states"), cells, frozenset({"runs"})))
     return list(dict.fromkeys(corrupt)), done
 
@@ -175,7 +178,8 @@ def cancel(sweep: str, results: Path) -> None:
     ask_to_stop(results, path.stem)
     if running:
         owners = sorted({str(state.owner) for state in running})
-        print(f"asked {plural(len(running), 'run')} ({', '.join(owners)}) to checkpoint and stop; they stay resumable")
+        asked = f"asked {plural(len(running), 'run')} ({', '.join(owners)})"
+        print(f"{asked} to checkpoint and stop; they stay resumable")
 
 
 def sync(sweep: str, results: Path, uri: str | None) -> None:
@@ -186,7 +190,6 @@ def sync(sweep: str, results: Path, uri: str | None) -> None:
         if overview.problems:
             raise SweepError(overview.problems[0])
         write_record(results, file.name, file.description, file.path, overview.ids)
-    from sweeps.mirror import default_uri
     from sweeps.mirror import sync as mirror
 
     where = uri or file.mlflow.uri or default_uri(results)
@@ -207,7 +210,9 @@ def _runs_of(target: str, ledger: Ledger) -> list[str]:
             return list(record["run_ids"])
         if not hexadecimal:
             hint = nearest(target, recorded_sweeps(ledger.results))
-            raise (SweepError(f"no sweep or run '{target}'{hint}") if "did you" in hint else unknown) from None
+            raise (
+                SweepError(f"no sweep or run '{target}'{hint}") if "did you" in hint else unknown
+            ) from None
         return [ledger.find(target)]
     ids = look(load_sweep(str(path)), ledger.results).ids
     return [run_id for run_id in ids if run_id != UNKNOWN]

@@ -71,7 +71,9 @@ class TerminalView:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -141,7 +143,11 @@ class TerminalView:
         seconds = time.monotonic() - running.started if running is not None else 0.0
         if state == "done" and running is not None and run.seconds > 0:
             self._paces.append(seconds / run.seconds)
-        words = [f"[{self.finished}/{self.total}] {state:9} {_name(run)}", self._outcome(run, state), event.get("message")]
+        words = [
+            f"[{self.finished}/{self.total}] {state:9} {_name(run)}",
+            self._outcome(run, state),
+            event.get("message"),
+        ]
         if seconds:
             words.append(duration(seconds))
         if state == "failed":
@@ -173,7 +179,9 @@ class TerminalView:
         pace = self._pace()
         for running in self.running.values():
             done, total = running.facts.get("step", 0), running.facts.get("total") or 1
-            table.add_row(_name(running.run), ProgressBar(total=total, completed=done, width=24), *_facts(running, pace))
+            table.add_row(
+                _name(running.run), ProgressBar(total=total, completed=done, width=24), *_facts(running, pace)
+            )
         return Group(table, Text(self._overall(), style="bold"))
 
 

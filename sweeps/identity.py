@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.config import DataConfig, RunConfig
-from trainer.corpora import fingerprint
+from trainer.config import RunConfig
+from trainer.corpora import DataConfig, fingerprint
 from trainer.errors import TrainerError
 
 UNKNOWN = "-"

@@ -18,7 +18,7 @@ from sweeps.overview import Overview
 from sweeps.plan import Plan, PlannedRun
 from sweeps.session import new_session, write_record
 from sweeps.text import duration, plural
-from trainer.config import DataConfig, RunConfig
+from trainer.config import RunConfig
 
 EXIT_DONE, EXIT_UNFINISHED, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -52,7 +52,7 @@ def launch(
         key=lambda run: -run.seconds,
     )
     outcome, aborted = "finished", None
-    if background is not None:
+    if background is not None and (todo or not background.up_to_date(overview.ids)):
         background.start()
     try:
         if todo:
@@ -110,7 +110,7 @@ class _Both:
 def prepare_corpora(configs: Sequence[RunConfig], results: Path) -> None:
     """Make every corpus ready once, and refuse runs that it is too small for before any is started."""
     from trainer.batches import Batches
-    from trainer.corpora import Corpus, prepare
+    from trainer.corpora import Corpus, DataConfig, prepare
 
     corpora: dict[DataConfig, Corpus] = {}
     checked = set()
@@ -122,7 +122,9 @@ def prepare_corpora(configs: Sequence[RunConfig], results: Path) -> None:
         if shape in checked:
             continue
         checked.add(shape)
-        Batches(corpus, config.seed, length, config.batch_sequences, config.data.max_epochs).check(config.steps)
+        Batches(corpus, config.seed, length, config.batch_sequences, config.data.max_epochs).check(
+            config.steps
+        )
         wanted = max(2, config.eval.tokens // length)
         if corpus.n_heldout_tokens is not None and wanted > max(0, corpus.n_heldout_tokens - 1) // length:
             # Refuses, in the corpus' own words; otherwise the run would learn it after its last step.

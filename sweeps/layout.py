@@ -10,6 +10,7 @@ from sweeps import machine
 from sweeps.errors import SweepError
 from sweeps.price import Setting
 from sweeps.sweepfile import SweepExecution
+from sweeps.text import plural
 from trainer.execution import Execution
 from trainer.messages import validation_line
 
@@ -32,8 +33,9 @@ class Layout:
 
     def said(self) -> str:
         """The layout in a few words."""
-        where = f"{self.setting.device}, {self.setting.threads} thread{'s' * (self.setting.threads > 1)} each"
-        return f"{self.slots} at a time on {where}"
+        return (
+            f"{self.slots} at a time on {self.setting.device}, {plural(self.setting.threads, 'thread')} each"
+        )
 
 
 def with_options(
@@ -43,7 +45,9 @@ def with_options(
     given = {"slots": slots, "threads": threads, "device": device}
     options = {key: value for key, value in given.items() if value is not None}
     if device == "cpu" and execution.devices is not None:
-        raise SweepError(f"--device cpu contradicts execution.devices = {list(execution.devices)} in {source}; drop one")
+        raise SweepError(
+            f"--device cpu contradicts execution.devices = {list(execution.devices)} in {source}; drop one"
+        )
     try:
         return SweepExecution.model_validate({**execution.model_dump(), **options})
     except ValidationError as error:
@@ -65,7 +69,9 @@ def plan_layout(execution: SweepExecution) -> Layout:
     if gpus:
         return _on_gpus(execution, gpus)
     if execution.devices is not None:
-        raise SweepError(f"execution.devices = {list(execution.devices)}, but this machine has no GPU; drop it")
+        raise SweepError(
+            f"execution.devices = {list(execution.devices)}, but this machine has no GPU; drop it"
+        )
     threads, slots = execution.threads, execution.slots
     if slots is None:
         slots = max(1, machine.cores() // threads) if threads is not None else machine.cores()
@@ -73,6 +79,15 @@ def plan_layout(execution: SweepExecution) -> Layout:
     environment = _threads(threads)
     setting = Setting(machine.cpu_name(), threads)
     return Layout((environment,) * slots, execution.of_one_run(threads, "cpu"), setting)
+
+
+def layout_or_guess(execution: SweepExecution) -> Layout:
+    """The layout on this machine; for a GPU sweep on a machine without one, that of a single GPU elsewhere."""
+    wants_gpu = execution.device.startswith("cuda") or execution.devices is not None
+    if not wants_gpu or machine.gpus():
+        return plan_layout(execution)
+    setting = Setting("a GPU (none is here)", 1, gpu=True, per_device=execution.per_device)
+    return Layout(({},) * execution.per_device, execution.of_one_run(1, "cuda"), setting)
 
 
 def _on_gpus(execution: SweepExecution, gpus: tuple[machine.Gpu, ...]) -> Layout:
@@ -87,7 +102,8 @@ def _on_gpus(execution: SweepExecution, gpus: tuple[machine.Gpu, ...]) -> Layout
     slots = execution.slots or len(chosen) * execution.per_device
     threads = execution.threads or max(1, machine.cores() // slots)
     environments = tuple(
-        {**_threads(threads), "CUDA_VISIBLE_DEVICES": chosen[slot % len(chosen)].index} for slot in range(slots)
+        {**_threads(threads), "CUDA_VISIBLE_DEVICES": chosen[slot % len(chosen)].index}
+        for slot in range(slots)
     )
     setting = Setting(chosen[0].name, threads, gpu=True, per_device=-(-slots // len(chosen)))
     return Layout(environments, execution.of_one_run(threads, "cuda"), setting)

@@ -72,7 +72,7 @@ def is_stale(lease: dict[str, Any], now: float, timeout: float = STALE_SECONDS) 
             return True
         if lease["machine"] != machine_id():
             return False
-        return process_start(int(lease["pid"])) != lease["process_start"]
+        return process_start(int(lease["pid"])) != str(lease["process_start"])
     except (KeyError, TypeError, ValueError):
         # Leases are replaced atomically, so one that makes no sense was not written by a live worker.
         return True

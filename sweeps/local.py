@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,8 +16,8 @@ from types import FrameType
 from typing import Any, Protocol
 
 from sweeps.layout import Layout
-from sweeps.ledger import LOG, Ledger
 from sweeps.lease import Lease
+from sweeps.ledger import LOG, Ledger
 from sweeps.session import Session, write_session
 from sweeps.slot import Slot
 from trainer.rundir import io_errors
@@ -56,9 +55,7 @@ class LocalQueue:
         command: how to start a worker; it is given the session file and options.
     """
 
-    def __init__(
-        self, session: Session, layout: Layout, view: View, command: Sequence[str] = WORKER
-    ) -> None:
+    def __init__(self, session: Session, layout: Layout, view: View, command: Sequence[str] = WORKER) -> None:
         self.session, self.layout, self.view = session, layout, view
         self.command = command
         self.ledger = Ledger(Path(session.results))
@@ -142,7 +139,7 @@ class LocalQueue:
             return
         self._scanned = time.monotonic()
         free = self._free()
-        for slot, _ in zip(idle, free):
+        for slot, _ in zip(idle, free, strict=False):
             slot.start()
         if not any(slot.running for slot in self._slots) and self._owners:
             self.view.waiting(self._owners)
@@ -158,7 +155,9 @@ class LocalQueue:
             elif state.state == "running":
                 if run_id not in mine and state.owner is not None:
                     self._owners[run_id] = state.owner
-            elif state.state == "failed" and self.ledger.gives_up(run_id, session.session, session.max_attempts):
+            elif state.state == "failed" and self.ledger.gives_up(
+                run_id, session.session, session.max_attempts
+            ):
                 self.left.discard(run_id)
             elif run_id not in mine:
                 free.append(run_id)
@@ -195,7 +194,10 @@ class LocalQueue:
         if lease.claim():
             try:
                 self.ledger.record_failure(
-                    run_id, line, f"{line}\nThe end of {folder / LOG}:\n{_tail(folder / LOG)}", self.session.session
+                    run_id,
+                    line,
+                    f"{line}\nThe end of {folder / LOG}:\n{_tail(folder / LOG)}",
+                    self.session.session,
                 )
             finally:
                 lease.release()

@@ -24,6 +24,7 @@ from urllib.parse import urlparse
 
 from sweeps.errors import MirrorError, SweepError
 from sweeps.ledger import Ledger
+from sweeps.mirrored import default_uri, sqlite_file, write_mark
 from sweeps.session import read_record
 from sweeps.snapshot import Point, Snapshot, seal, snapshot
 from trainer.errors import TrainerError
@@ -41,11 +42,6 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
 }
-
-
-def default_uri(results: Path) -> str:
-    """MLFLOW_TRACKING_URI, else a SQLite file in the results folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve() / 'mlflow.db'}"
 
 
 def sync(
@@ -75,7 +71,9 @@ def sync(
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock, timeout=0 if wait is None else wait):
-            return _Store(uri, results, experiment, sweep).sync(record["run_ids"])
+            counts = _Store(uri, results, experiment, sweep).sync(record["run_ids"])
+            write_mark(Ledger(results), record["run_ids"], sweep, experiment, uri)
+            return counts
     except Timeout:
         return {"created": 0, "updated": 0, "unchanged": 0, "busy": 1}
     except (SweepError, TrainerError):
@@ -100,7 +98,9 @@ class _Store:
             artifacts = (results.resolve() / "mlartifacts").as_uri() if local else None
             self.experiment = self.client.create_experiment(experiment, artifact_location=artifacts)
         elif found.lifecycle_stage != "active":
-            raise MirrorError(f"MLflow experiment '{experiment}' is deleted there; restore it or name another one")
+            raise MirrorError(
+                f"MLflow experiment '{experiment}' is deleted there; restore it or name another one"
+            )
         else:
             self.experiment = found.experiment_id
 
@@ -144,7 +144,9 @@ class _Store:
         self._log_params(name, {k: v for k, v in shot.params.items() if k not in run.data.params})
         self._log_points(name, [point for line in shot.lines[sent:] for point in line])
         self._log_points(name, shot.final)
-        self._log_tags(name, {**shot.tags, SENT: str(len(shot.lines)), SENT_DIGEST: shot.digest(len(shot.lines))})
+        self._log_tags(
+            name, {**shot.tags, SENT: str(len(shot.lines)), SENT_DIGEST: shot.digest(len(shot.lines))}
+        )
         if shot.end_ms is not None:
             self.client.set_terminated(name, status=shot.status, end_time=shot.end_ms)
         elif run.info.status != shot.status:
@@ -196,8 +198,7 @@ class _Store:
 
 def _lock_path(results: Path, sweep: str, uri: str) -> Path:
     """SQLite has one writer a file; a server has one a sweep, so that two launchers do not send twice."""
-    if uri.startswith("sqlite:///") and uri != "sqlite:///:memory:":
-        path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if (path := sqlite_file(uri)) is not None:
         return path.with_name(f".{path.name}.lock")
     return results / "sweeps" / f".{sweep}.mirror.lock"
 
@@ -211,11 +212,11 @@ def _probe(uri: str) -> None:
             with socket.create_connection((parts.hostname or "", port), timeout=CONNECT_SECONDS):
                 return
         except (OSError, ValueError, OverflowError) as error:
-            raise MirrorError(f"MLflow at {_shown(uri)} does not answer ({error}); is the server up?") from None
-    if parts.scheme == "sqlite" and uri != "sqlite:///:memory:":
-        folder = Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent
-        if not folder.is_dir():
-            raise MirrorError(f"MLflow at {uri}: there is no folder {folder}; make it or choose another URI")
+            raise MirrorError(
+                f"MLflow at {_shown(uri)} does not answer ({error}); is the server up?"
+            ) from None
+    if (path := sqlite_file(uri)) is not None and not path.parent.is_dir():
+        raise MirrorError(f"MLflow at {uri}: there is no folder {path.parent}; make it or choose another URI")
 
 
 def _shown(uri: str) -> str:

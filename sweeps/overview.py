@@ -7,11 +7,11 @@ from pathlib import Path
 
 from sweeps.grid import expand
 from sweeps.identity import UNKNOWN, identify
-from sweeps.layout import Layout, plan_layout
+from sweeps.layout import Layout
 from sweeps.ledger import Ledger, RunState
 from sweeps.plan import Plan, make_plan
 from sweeps.price import Prices
-from sweeps.sweepfile import Sweep, SweepExecution
+from sweeps.sweepfile import Sweep
 from trainer.config import RunConfig
 
 OTHER_RESULTS = 200
@@ -61,13 +61,3 @@ def look(sweep: Sweep, results: Path) -> Overview:
     ledger = Ledger(results)
     states = ledger.scan(run_id for run_id in ids if run_id != UNKNOWN)
     return Overview(sweep, configs, ids, problems, ledger, states)
-
-
-def layout_or_cpu(execution: SweepExecution) -> Layout:
-    """The layout on this machine; for a GPU sweep on a machine without one, that of its processor."""
-    from sweeps.errors import SweepError
-
-    try:
-        return plan_layout(execution)
-    except SweepError:
-        return plan_layout(execution.model_copy(update={"device": "cpu", "devices": None}))

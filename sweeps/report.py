@@ -30,8 +30,8 @@ def plan_table(plan: Plan) -> str:
 def _plan_row(run: PlannedRun) -> tuple[str, ...]:
     time = "-" if not run.seconds else f"{'' if run.measured else '~'}{duration(run.seconds)}"
     return (
-        run.id, run.size, run.structure, str(run.seed), count(run.params), count(run.tokens), count(run.steps),
-        flops(run.flops), count(run.batch_tokens), number(run.peak_lr), time, _doing(run),
+        run.id, run.size, run.structure, str(run.seed), count(run.params), count(run.tokens), str(run.steps),
+        flops(run.flops), str(run.batch_tokens), number(run.peak_lr), time, _doing(run),
     )  # fmt: skip
 
 

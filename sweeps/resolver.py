@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from sweeps.errors import SweepError
-from trainer.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig
+from trainer.config import EvalConfig, ModelConfig, OptimConfig, RunConfig
+from trainer.corpora import DataConfig
 from trainer.errors import ConfigError, TrainerError
 from trainer.presets import PRESETS, Budget, Partial, merge, resolve
 

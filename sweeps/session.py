@@ -100,7 +100,12 @@ def read_record(results: Path, sweep: str) -> dict[str, Any] | None:
     path = results / "sweeps" / f"{sweep}.json"
     try:
         record = json.loads(path.read_bytes())
-        return {"description": "", "file": "", **record, "run_ids": [str(run_id) for run_id in record["run_ids"]]}
+        return {
+            "description": "",
+            "file": "",
+            **record,
+            "run_ids": [str(run_id) for run_id in record["run_ids"]],
+        }
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):

@@ -108,7 +108,7 @@ def _start(metrics: list[dict[str, Any]], status: Mapping[str, Any]) -> int | No
     """The first line tells its time and the training seconds before it; before that, the status does."""
     if metrics and "time" in metrics[0]:
         return round((metrics[0]["time"] - metrics[0].get("seconds", 0.0)) * 1000)
-    return round(status["started"] * 1000) if "started" in status else None
+    return round(float(status["started"]) * 1000) if "started" in status else None
 
 
 def _end(state: RunState, status: Mapping[str, Any]) -> int | None:
@@ -116,8 +116,8 @@ def _end(state: RunState, status: Mapping[str, Any]) -> int | None:
         return round(datetime.fromisoformat(state.result["finished"]).timestamp() * 1000)
     if state.state == "running":
         return None
-    said = status.get("updated") or status.get("heartbeat")
-    return round(said * 1000) if said else None
+    said = float(status.get("updated") or status.get("heartbeat") or 0.0)
+    return round(said * 1000) or None
 
 
 def _thinned(metrics: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:

@@ -27,8 +27,8 @@ from sweeps.errors import SweepError
 from sweeps.lease import Lease, LeaseLost
 from sweeps.ledger import LOG, Ledger
 from sweeps.session import Session, read_session
-from trainer.config import DataConfig, RunConfig
-from trainer.corpora import Corpus, open_corpus
+from trainer.config import RunConfig
+from trainer.corpora import Corpus, DataConfig, open_corpus
 from trainer.errors import ConfigError, RunDirError, TrainerError
 from trainer.execution import Execution
 from trainer.rundir import RESULT, io_errors, read_status
@@ -72,6 +72,7 @@ class Stop:
             signal.signal(number, self._ask)
 
     def __call__(self) -> bool:
+        """Whether to stop now; cheap enough to be asked after every step."""
         now = time.monotonic()
         if self.reason is None and now - self._checked >= CHECK_SECONDS:
             self._checked = now
@@ -190,8 +191,8 @@ class Worker:
         corpus = self._corpora[config.data]
         if config.run_id(corpus.fingerprint) != run_id:
             raise ConfigError(
-                f"{run_id}: its configuration or corpus is not what was planned (the code or the corpus changed "
-                f"since); start the sweep again"
+                f"{run_id}: its configuration or corpus is not what was planned (one of them changed since); "
+                f"start the sweep again"
             )
 
         def should_stop() -> bool:
@@ -261,6 +262,13 @@ def _own_log(run_dir: Path) -> Iterator[None]:
         os.close(log)
 
 
+def _trainer() -> Train:
+    """The training loop, loaded only where runs are trained: it brings torch."""
+    from trainer.loop import train
+
+    return train
+
+
 def main(argv: list[str] | None = None, train: Train | None = None) -> int:
     """Run a worker; `train` replaces trainer.loop.train, for other ways of training a run."""
     parser = argparse.ArgumentParser(prog="python -m sweeps.worker")
@@ -274,9 +282,7 @@ def main(argv: list[str] | None = None, train: Train | None = None) -> int:
         session = read_session(options.session)
         stop = Stop(session, options.launcher)
         stop.listen()
-        if train is None:
-            from trainer.loop import train
-        return Worker(session, events, stop, train).work()
+        return Worker(session, events, stop, train or _trainer()).work()
     except (SweepError, TrainerError) as error:
         events.send("abort", run=None, message=str(error))
         print(f"error: {error}", file=sys.stderr)

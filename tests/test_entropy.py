@@ -1,4 +1,4 @@
-"""A small network on the synthetic source: its held-out loss comes down to the known entropy rate, not below."""
+"""A small network on the synthetic source: its held-out loss comes down to the entropy rate, not below."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def excess(steps: int, folder: Path, structure: str) -> tuple[float, float]:
     config = resolve(given, "test")
     corpus = prepare(config.data, folder, progress=False)
     run_dir = folder / f"{structure}-{steps}"
-    assert train(config, corpus, run_dir, config.run_id(fingerprint(config.data)), Execution(threads=1)) == "done"
+    run_id = config.run_id(fingerprint(config.data))
+    assert train(config, corpus, run_dir, run_id, Execution(threads=1)) == "done"
     result = read_result(run_dir)
     assert result is not None
     return result["val_loss"] - result["entropy_rate"], result["val_loss_se"]

@@ -172,7 +172,8 @@ class TerminalView:
         return f"loss {loss:.4f} ± {error:.4f}" if loss is not None and error is not None else None
 
     def _overall(self) -> str:
-        return f"{self.finished} of {plural(self.total, 'run')} finished, about {duration(self.seconds_left())} left"
+        left = duration(self.seconds_left())
+        return f"{self.finished} of {plural(self.total, 'run')} finished, about {left} left"
 
     def _table(self) -> Group:
         table = Table.grid(padding=(0, 2))

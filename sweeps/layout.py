@@ -82,7 +82,7 @@ def plan_layout(execution: SweepExecution) -> Layout:
 
 
 def layout_or_guess(execution: SweepExecution) -> Layout:
-    """The layout on this machine; for a GPU sweep on a machine without one, that of a single GPU elsewhere."""
+    """The layout on this machine; a GPU sweep on a machine without one gets a single GPU elsewhere."""
     wants_gpu = execution.device.startswith("cuda") or execution.devices is not None
     if not wants_gpu or machine.gpus():
         return plan_layout(execution)

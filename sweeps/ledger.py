@@ -115,9 +115,12 @@ class Ledger:
         lease, status, failures = (_read(folder / name) for name in (LEASE, STATUS, FAILURES))
         said = str(status.get("state", "new"))
         state = RunState(
-            said if said in STATES else "preempted", int(failures.get("failures", 0)), int(status.get("attempt", 0)), int(status.get("step", 0)),
+            said if said in STATES else "preempted",
+            failures=int(failures.get("failures", 0)),
+            attempt=int(status.get("attempt", 0)),
+            step=int(status.get("step", 0)),
             status=status or None,
-        )  # fmt: skip
+        )
         if lease and not is_stale(lease, time.time()):
             state.state, state.owner = "running", f"{lease.get('host')}:{lease.get('pid')}"
             return state

@@ -79,7 +79,7 @@ def sync(
     except (SweepError, TrainerError):
         raise
     except Exception as error:
-        # MLflow, SQLAlchemy, requests and alembic have no common base; whatever they raise concerns the store.
+        # MLflow, SQLAlchemy, requests and alembic have no common base; all they raise concerns the store.
         line = " ".join(str(error).split()) or type(error).__name__
         raise MirrorError(f"MLflow at {_shown(uri)}: {line[:300]}") from error
 

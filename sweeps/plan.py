@@ -231,13 +231,13 @@ def refuse_past_caps(totals: Totals, max_flops: float | None, max_hours: float |
     """SweepError where the plan costs more than a cap allows, saying by how much."""
     if max_flops is not None and totals.new_flops > max_flops:
         raise SweepError(
-            f"the sweep needs {flops(totals.new_flops)} FLOPs, {flops(totals.new_flops - max_flops)} more than "
-            f"--max-flops {max_flops:g}; raise it or make the sweep smaller"
+            f"the sweep needs {flops(totals.new_flops)} FLOPs, {flops(totals.new_flops - max_flops)} more "
+            f"than --max-flops {max_flops:g}; raise it or make the sweep smaller"
         )
     if max_hours is not None and totals.seconds > max_hours * 3600:
         basis = "measured" if totals.measured else "guessed"
+        over = duration(totals.seconds - max_hours * 3600)
         raise SweepError(
-            f"the sweep takes {duration(totals.seconds)} ({basis} speed, {plural(totals.slots, 'run')} at a time), "
-            f"{duration(totals.seconds - max_hours * 3600)} more than --max-hours {max_hours:g}; raise it or make "
-            f"the sweep smaller"
+            f"the sweep takes {duration(totals.seconds)} ({basis} speed, {plural(totals.slots, 'run')} at a "
+            f"time), {over} more than --max-hours {max_hours:g}; raise it or make the sweep smaller"
         )

@@ -13,7 +13,8 @@ from sweeps.plan import Plan, PlannedRun, Totals
 from sweeps.text import count, duration, flops, number, plural, size, table
 
 _PLAN_HEADS = (
-    "id", "size", "structure", "seed", "params", "tokens", "steps", "FLOPs", "batch", "peak LR", "time", "state",
+    "id", "size", "structure", "seed", "params", "tokens", "steps", "FLOPs", "batch", "peak LR", "time",
+    "state",
 )  # fmt: skip
 _STATUS_HEADS = ("id", "size", "structure", "seed", "state", "step", "loss", "attempts", "note")
 _RIGHT = frozenset(
@@ -48,8 +49,8 @@ def totals_text(totals: Totals, layout: str) -> str:
     if totals.new_flops:
         basis = "measured speeds" if totals.measured else "~ rests on guessed speeds"
         lines.append(
-            f"to do: {flops(totals.new_flops)} FLOPs, about {duration(totals.seconds)} ({basis}; the longest run "
-            f"{duration(totals.longest_seconds)}), checkpoints {size(totals.bytes)}"
+            f"to do: {flops(totals.new_flops)} FLOPs, about {duration(totals.seconds)} ({basis}; the longest "
+            f"run {duration(totals.longest_seconds)}), checkpoints {size(totals.bytes)}"
         )
         lines.append(f"{layout}")
     return "\n".join(lines)

@@ -34,7 +34,7 @@ class Resolver:
         self._seedless: dict[tuple[str, ...], RunConfig] = {}
 
     def config(self, partial: Partial, name: Callable[[], str]) -> RunConfig:
-        """The RunConfig of one point; ConfigError, in one line that starts with its name, where it is wrong."""
+        """The RunConfig of a point; ConfigError, one line that starts with its name, where it is wrong."""
         try:
             quick = self._quick(partial)
         except (ValidationError, TrainerError, ValueError, TypeError):

@@ -88,8 +88,9 @@ class Rule:
             there = list(dict.fromkeys(_text(v) for p in partials if (v := lookup(p, key)) is not _ABSENT))
             if not any(_equal(lookup(p, key), value) for p in partials):
                 hint = nearest(_text(value), there) if there else "; nothing in the grid sets it"
+                wanted = f"{key} = {_text(value)}"
                 raise SweepError(
-                    f"{self.source}: {self.name} matches no run: no grid point has {key} = {_text(value)}{hint}"
+                    f"{self.source}: {self.name} matches no run: no grid point has {wanted}{hint}"
                 )
         raise SweepError(
             f"{self.source}: {self.name} matches no run: no grid point has all its values at once"

@@ -107,7 +107,7 @@ def seal(result: Mapping[str, Any]) -> str:
 def _start(metrics: list[dict[str, Any]], status: Mapping[str, Any]) -> int | None:
     """The first line tells its time and the training seconds before it; before that, the status does."""
     if metrics and "time" in metrics[0]:
-        return round((metrics[0]["time"] - metrics[0].get("seconds", 0.0)) * 1000)
+        return round((float(metrics[0]["time"]) - float(metrics[0].get("seconds", 0.0))) * 1000)
     return round(float(status["started"]) * 1000) if "started" in status else None
 
 

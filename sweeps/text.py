@@ -61,7 +61,9 @@ def plural(n: int, noun: str) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str] = frozenset()) -> str:
     """Columns two spaces apart; those named in `right` are set flush right."""
-    widths = [max([len(head), *map(len, column)]) for head, column in zip(heads, _columns(heads, rows), strict=True)]
+    widths = [
+        max([len(head), *map(len, column)]) for head, column in zip(heads, _columns(heads, rows), strict=True)
+    ]
     sides = [">" if head in right else "<" for head in heads]
     row_format = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
     lines = [row_format.format(*heads).rstrip()]

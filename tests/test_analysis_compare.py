@@ -96,7 +96,7 @@ def nct_shift(dof: int) -> float:
     """The same by scipy's noncentral t, which holds where there are a few degrees of freedom."""
     critical = float(stats.t.ppf(0.975, dof))
     return float(
-        brentq(lambda d: stats.nct.sf(critical, dof, d) + stats.nct.cdf(-critical, dof, d) - 0.8, 0.1, 20)
+        brentq(lambda d: stats.nct.sf(critical, dof, d) + stats.nct.cdf(-critical, dof, d) - 0.8, 1.0, 6.0)
     )
 
 

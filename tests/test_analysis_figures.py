@@ -83,7 +83,7 @@ def test_tracked_table_stands_in_for_runs_and_leaves_files_alone(tmp_path: Path)
 
 def test_a_sweep_without_runs_or_table_is_a_user_mistake(tmp_path: Path) -> None:
     make_sweep(tmp_path, "lowrank", {"r1": None})
-    with pytest.raises(AnalysisError, match="no finished run to fit .0 of 1 runs; missing: r1"):
+    with pytest.raises(AnalysisError, match=r"no finished run to fit .0 of 1 runs; missing: r1"):
         draw("lowrank", tmp_path, tmp_path, None, False)
 
 

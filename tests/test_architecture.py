@@ -17,7 +17,9 @@ FORBIDDEN = {
 ONE_HOME = ("mlflow", "optuna", "submitit")
 TORCH_FREE = [
     f"trainer.{name}"
-    for name in "errors messages config presets flops rundir execution corpora batches models.structures".split()
+    for name in (
+        "errors messages config presets flops rundir execution corpora batches models.structures"
+    ).split()
 ]
 
 

@@ -43,8 +43,8 @@ def _paper(d_model: int, n_layers: int, n_heads: int, peak_lr: float, tokens: in
 
 
 def _cpu(d_model: int, n_layers: int, n_heads: int, peak_lr: float) -> Partial:
-    # Learning rates fall as 1 / d_model from 1.6e-2 at width 24, where it was best of four for dense and lowrank-32
-    # alike; at width 48 half of 1.4e-2 was better for lowrank-32 (pysource, 20 tokens per parameter).
+    # Learning rates fall as 1 / d_model from 1.6e-2 at width 24, the best of four there for dense and for
+    # lowrank-32; at width 48, 7e-3 beat 1.4e-2 for lowrank-32 (pysource, 20 tokens per parameter).
     return {
         "model": {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "seq_len": 128},
         "data": {"corpus": "pysource", "tokenizer": "bpe-512"},

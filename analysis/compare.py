@@ -351,4 +351,5 @@ def _sentence(test: SlopeTest | NoTest) -> str:
     text = f"{opening}, equality of slopes is {outcome} ({numbers})"
     if test.rejected:
         text += f"; steepest is {_steepest(test)}"
+        text += ", unless the structures differ in E itself" if test.hypothesis != "none" else ""
     return f"{text}; {test.caution}." if test.caution else f"{text}."

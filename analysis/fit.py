@@ -277,7 +277,7 @@ def _not_identified(
     p_value = float(fdtrc(1, dof, max(0.0, statistic)))
     if p_value < 1 - CONFIDENCE:
         return []
-    return [f"E = 0 fits as well (F(1, {dof}) = {statistic:.2f}, p {probability(p_value)})"]
+    return [f"E = 0 is not rejected (F(1, {dof}) = {statistic:.2f}, p {probability(p_value)})"]
 
 
 def _aicc(cost: float, n: int, p: int) -> float | None:

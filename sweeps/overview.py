@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,17 @@ class Overview:
 
 def look(sweep: Sweep, results: Path) -> Overview:
     """Expand a sweep and read the states of its runs."""
-    configs = expand(sweep)
+    # Thousands of small objects live until the end; looking for garbage among them costs a fifth of the time.
+    gc.freeze()
+    gc.disable()
+    try:
+        configs = expand(sweep)
+        return _look(sweep, configs, results)
+    finally:
+        gc.enable()
+
+
+def _look(sweep: Sweep, configs: list[RunConfig], results: Path) -> Overview:
     ids, problems = identify(configs)
     ledger = Ledger(results)
     states = ledger.scan(run_id for run_id in ids if run_id != UNKNOWN)

@@ -45,7 +45,7 @@ def test_jacobian_equals_finite_differences(law: str) -> None:
         np.testing.assert_allclose(exact[:, j], slope, rtol=1e-7, atol=1e-9)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.floats(0.2, 2.0), st.floats(0.3, 3.0), st.floats(0.03, 0.5))
 def test_planted_law_with_irreducible_loss_is_recovered(floor: float, k: float, alpha: float) -> None:
     fit = fitted("irreducible", FLOPS, planted(floor, k, alpha))
@@ -62,7 +62,9 @@ def test_planted_power_law_is_recovered(k: float, alpha: float) -> None:
     assert fit.residual_sd is not None and fit.residual_sd < 1e-12
 
 
-@pytest.mark.parametrize(("law", "floor"), [("power", 0.0), ("irreducible", 1.2)])
+@pytest.mark.parametrize(
+    ("law", "floor"), [("power", 0.0), pytest.param("irreducible", 1.2, marks=pytest.mark.slow)]
+)
 def test_intervals_cover_the_truth(law: str, floor: float) -> None:
     flops, truth, hits, tries = np.geomspace(1e10, 1e14, 8), 0.15, 0, 100
     for seed in range(tries):
@@ -116,12 +118,12 @@ def test_straight_and_steepening_curves_do_not_identify_a_floor() -> None:
 def test_noise_that_leaves_the_floor_open_is_flagged_and_still_printed(floor: float) -> None:
     flops = FLOPS[:5]
     identified = 0
-    for seed in range(20):
+    for seed in range(12):
         fit = fitted("irreducible", flops, planted(floor, 1.7, 0.1, flops, 0.02, seed))
         identified += fit.identified
         assert fit.identified or any("not identified" in text for text in fit.warnings)
         assert math.isfinite(fit.parameters["E"])
-    # By chance one in twenty at most; Wald's test would let ten of them pass.
+    # By chance one in twenty; Wald's test would let half of them pass.
     assert identified <= 2
 
 

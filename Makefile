@@ -26,7 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(SWEEPS:%=sweep-%): sweep-%: $(STAMP)
 	$(BIN)/python -m sweeps run $* --executor $(EXECUTOR) $(RUN_FLAGS)
-	$(BIN)/python -m analysis figures $* --published
+	@$(BIN)/python -m analysis fit $*
+	@$(BIN)/python -m analysis figures $*
 
 $(SWEEPS:%=plan-%): plan-%: $(STAMP)
 	@$(BIN)/python -m sweeps plan $*

@@ -68,7 +68,7 @@ def test_plan_table_golden() -> None:
         "run0  d16-L2  dense          1    7.1k   25.6k    100  1.3e9    256     5e-3     -  done",
         "run1  d32-L3  dense          1   39.2k   25.6k    100  6.8e9    256     5e-3   {}  resume 40%",
         "run2  d16-L2  lowrank-63     1   6.34k   25.6k    100  1.2e9    256     5e-3     -  failed",
-        "run3  d32-L3  lowrank-63     1   33.8k   25.6k    100  5.9e9    256     5e-3  {}  new",
+        "run3  d32-L3  lowrank-63     1   33.1k   25.6k    100  5.8e9    256     5e-3  {}  new",
     ]
     rate = 20_000.0 * flops_per_token(configs[0].model)
     for n in (1, 3):

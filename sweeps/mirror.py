@@ -36,8 +36,10 @@ SENT, SENT_DIGEST, SEALED = "mirror.sent", "mirror.sent_digest", "mirror.sealed"
 _ENVIRONMENT = {
     # A server that does not answer has to be given up within seconds, not within MLflow's minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # It would set its loggers back to talking while it is imported.
+    "MLFLOW_CONFIGURE_LOGGING": "false",
     # The client would report its use to the vendor.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",

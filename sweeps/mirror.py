@@ -82,8 +82,8 @@ def sync(
         raise
     except Exception as error:
         # MLflow, SQLAlchemy, requests and alembic have no common base; all they raise concerns the store.
-        line = " ".join(str(error).split()) or type(error).__name__
-        raise MirrorError(f"MLflow at {_shown(uri)}: {line[:300]}") from error
+        line = " ".join(str(error).split()).partition(" [SQL:")[0] or type(error).__name__
+        raise MirrorError(f"MLflow at {_shown(uri)}: {line[:200]}") from error
 
 
 class _Store:

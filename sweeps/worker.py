@@ -235,7 +235,7 @@ class Worker:
     def _probe(self, run_id: str) -> None:
         """Raise RunDirError where the folder cannot be written: then every further run would fail as well."""
         path = self.ledger.run_dir(run_id) / f".probe.{os.getpid()}.tmp"
-        with io_errors(path):
+        with io_errors(path.parent):
             try:
                 path.write_bytes(b"\0" * PROBE_BYTES)
             finally:

@@ -1,4 +1,4 @@
-"""What the tests of the sweeps share: a small sweep file, a command line, a worker with a pretended trainer."""
+"""What the tests of the sweeps share: a small sweep file, a command line, the folder of a finished run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ seed = [1, 2]
 [budget]
 tokens = 2560
 """
-
 
 
 @dataclass

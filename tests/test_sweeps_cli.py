@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it loads, and how it answers mistakes; and real runs, marked slow."""
+"""The command line: what it prints, what it loads, how it answers mistakes; real runs are marked slow."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, Cli, finish_run
 
-from sweeps.ledger import Ledger
 from sweeps.lease import Lease
+from sweeps.ledger import Ledger
 from sweeps.overview import Overview, look
 from sweeps.sweepfile import read_sweep
 from trainer.rundir import read_metrics, write_status
@@ -34,7 +34,9 @@ def overview(file: str, results: Path) -> Overview:
     return look(read_sweep(Path(file)), results)
 
 
-@pytest.mark.parametrize("command", [["plan", "lowrank"], ["status", "lowrank"], ["status"], ["list"], ["--help"]])
+@pytest.mark.parametrize(
+    "command", [["plan", "lowrank"], ["status", "lowrank"], ["status"], ["list"], ["--help"]]
+)
 def test_looking_loads_nothing_heavy(command: list[str], results: Path) -> None:
     program = (
         "import sys, runpy\n"
@@ -45,7 +47,13 @@ def test_looking_loads_nothing_heavy(command: list[str], results: Path) -> None:
     )
     env = {**os.environ, "SCALING_RESULTS": str(results)}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout.splitlines()[-1] == "LOADED"
 
@@ -110,7 +118,9 @@ def test_status_counts_and_checks(cli: Cli, file: str, overview: Overview, resul
     assert json.loads(cli("status", "--json").stdout) == [{"sweep": "tiny", "runs": 4, "counts": {"done": 4}}]
 
 
-def test_a_corrupted_result_is_shown_and_mended(cli: Cli, file: str, overview: Overview, results: Path) -> None:
+def test_a_corrupted_result_is_shown_and_mended(
+    cli: Cli, file: str, overview: Overview, results: Path
+) -> None:
     for run_id, config in zip(overview.ids, overview.configs, strict=True):
         finish_run(results, config, run_id)
     bad = overview.ids[1]
@@ -120,7 +130,7 @@ def test_a_corrupted_result_is_shown_and_mended(cli: Cli, file: str, overview: O
     for command in ("plan", "status"):
         done = cli(command, file, code=2)
         assert [line.split()[0] for line in done.stdout.splitlines()[1:5]] == overview.ids
-        assert done.stdout.count("corrupt") == 2
+        assert "1 corrupt" in done.stdout
         assert "result.json" in done.stderr
         assert f"sweeps retry {bad}" in done.stderr
     assert f"sweeps retry {bad}" in cli.mistake("run", file, "--no-mirror")
@@ -177,7 +187,7 @@ def test_a_budget_larger_than_the_corpus_is_refused_before_anything_runs(
         eval = {{ tokens = 64 }}
         tokens = 100_000_000
         [base.data]
-        corpus = "text:{tmp_path / 'text'}"
+        corpus = "text:{tmp_path / "text"}"
         tokenizer = "bytes"
         heldout_fraction = 0.2
         """,
@@ -185,7 +195,9 @@ def test_a_budget_larger_than_the_corpus_is_refused_before_anything_runs(
     )
     assert "max_epochs" in cli.mistake("run", str(path), "--no-mirror")
     assert not (results / "runs").exists()
-    path.write_text(path.read_text().replace("100_000_000", "2560").replace("tokens = 64", "tokens = 10_000_000"))
+    path.write_text(
+        path.read_text().replace("100_000_000", "2560").replace("tokens = 64", "tokens = 10_000_000")
+    )
     assert "held-out" in cli.mistake("run", str(path), "--no-mirror")
 
 
@@ -214,7 +226,7 @@ def losses(results: Path) -> dict[str, list[Any]]:
     }
 
 
-LONGER = "tokens = 384000"
+LONGER = "tokens = 128000"
 
 
 @pytest.mark.slow
@@ -225,16 +237,29 @@ def test_a_sweep_interrupted_in_the_middle_ends_as_if_it_never_was(
     """Ctrl-C, or SIGKILL of launcher and workers: finished runs untouched, the others resumed bit for bit."""
     path = write_sweep()
     text = path.read_text().replace("tokens = 2560", LONGER)
-    path.write_text(text + "[execution]\nslots = 2\nthreads = 1\ncheckpoint_seconds = 0.1\n")
+    path.write_text(
+        text + "[execution]\nslots = 2\nthreads = 1\ncheckpoint_seconds = 0.2\nheartbeat_seconds = 0.1\n"
+    )
     quiet, disturbed = Cli(tmp_path / "quiet"), Cli(tmp_path / "disturbed")
     quiet("run", str(path), "--no-mirror")
-    command = [sys.executable, "-m", "sweeps", "run", str(path), "--no-mirror", "--results", str(disturbed.results)]
+    command = [
+        sys.executable,
+        "-m",
+        "sweeps",
+        "run",
+        str(path),
+        "--no-mirror",
+        "--results",
+        str(disturbed.results),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     ledger, deadline = Ledger(disturbed.results), time.monotonic() + 60
     overview = look(read_sweep(path), disturbed.results)
     while time.monotonic() < deadline:
         states = ledger.scan(overview.ids).values()
-        if any(s.state == "running" and s.step > 100 for s in states) and any(s.state == "done" for s in states):
+        if any(s.state == "running" and s.step > 100 for s in states) and any(
+            s.state == "done" for s in states
+        ):
             break
         time.sleep(0.02)
     if how == "SIGINT":

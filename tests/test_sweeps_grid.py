@@ -33,22 +33,26 @@ BASE = '[base]\npreset = "cpu-xs"\n'
 
 
 def test_axes_are_a_product_with_the_first_slowest() -> None:
-    got = runs(BASE + '[axes]\nstructure = ["dense", "lowrank-63"]\nseed = [3, 1]\noptim.peak_lr = [1e-3, 2e-3]\n')
+    got = runs(
+        BASE + '[axes]\nstructure = ["dense", "lowrank-63"]\nseed = [3, 1]\noptim.peak_lr = [1e-3, 2e-3]\n'
+    )
     seen = [(c.model.structure.kind, c.seed, c.optim.peak_lr) for c in got]
     assert seen == [(k, s, lr) for k in ("dense", "lowrank") for s in (3, 1) for lr in (1e-3, 2e-3)]
 
 
 def test_zipped_lists_advance_together_and_multiply_with_axes() -> None:
-    got = runs(
-        '[axes]\nseed = [1, 2]\n[[zip]]\npreset = ["cpu-xs", "cpu-s"]\noptim.peak_lr = [1e-3, 2e-3]\n'
+    got = runs('[axes]\nseed = [1, 2]\n[[zip]]\npreset = ["cpu-xs", "cpu-s"]\noptim.peak_lr = [1e-3, 2e-3]\n')
+    small, large = (
+        resolve({"preset": "cpu-xs"}, "x").model.d_model,
+        resolve({"preset": "cpu-s"}, "x").model.d_model,
     )
-    small, large = resolve({"preset": "cpu-xs"}, "x").model.d_model, resolve({"preset": "cpu-s"}, "x").model.d_model
     seen = [(c.seed, c.model.d_model, c.optim.peak_lr) for c in got]
     assert seen == [(s, d, lr) for s in (1, 2) for d, lr in ((small, 1e-3), (large, 2e-3))]
 
 
 def test_exclude_drops_points_that_match_every_value() -> None:
-    text = '[axes]\npreset = ["cpu-xs", "cpu-s"]\nseed = [1, 2, 3]\n[[exclude]]\npreset = "cpu-s"\nseed = [2, 3]\n'
+    text = '[axes]\npreset = ["cpu-xs", "cpu-s"]\nseed = [1, 2, 3]\n'
+    text += '[[exclude]]\npreset = "cpu-s"\nseed = [2, 3]\n'
     sizes = [(c.model.n_layers, c.seed) for c in runs(text)]
     xs, s = (resolve({"preset": p}, "x").model.n_layers for p in ("cpu-xs", "cpu-s"))
     assert sizes == [(xs, 1), (xs, 2), (xs, 3), (s, 1)]
@@ -57,13 +61,16 @@ def test_exclude_drops_points_that_match_every_value() -> None:
 def test_override_matches_before_any_change_and_later_ones_win() -> None:
     text = BASE + (
         '[axes]\nstructure = ["dense", "lowrank-63"]\n'
-        '[[override]]\nwhen = { structure = "lowrank-63" }\nset = { optim.peak_lr = 4e-3, structure = "lowrank-32" }\n'
+        '[[override]]\nwhen = { structure = "lowrank-63" }\n'
+        'set = { optim.peak_lr = 4e-3, structure = "lowrank-32" }\n'
         '[[override]]\nwhen = { structure = "lowrank-63" }\nset = { optim.peak_lr = 3e-3, seed = 9 }\n'
     )
     dense, low = runs(text)
     assert dense.optim.peak_lr == resolve({"preset": "cpu-xs"}, "x").optim.peak_lr
     assert (low.optim.peak_lr, low.seed) == (3e-3, 9)
-    assert low.model.structure == resolve({"preset": "cpu-xs", "structure": "lowrank-32"}, "x").model.structure
+    assert (
+        low.model.structure == resolve({"preset": "cpu-xs", "structure": "lowrank-32"}, "x").model.structure
+    )
 
 
 def test_when_matches_values_that_the_preset_gives() -> None:
@@ -78,7 +85,10 @@ def test_equal_runs_are_merged_into_the_first() -> None:
 
 
 def test_structure_axis_may_be_written_in_either_way() -> None:
-    both = [runs(BASE + f'[axes]\n{key} = ["dense", "lowrank-63"]\n') for key in ("structure", '"model.structure"')]
+    both = [
+        runs(BASE + f'[axes]\n{key} = ["dense", "lowrank-63"]\n')
+        for key in ("structure", '"model.structure"')
+    ]
     assert both[0] == both[1]
 
 
@@ -101,11 +111,15 @@ def test_an_axis_of_budgets_replaces_the_sweeps_amount() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     preset=st.sampled_from(["cpu-xs", "cpu-s", "paper-s", "gpu-xs", None]),
-    structure=st.sampled_from(["dense", "lowrank-63", {"kind": "lowrank", "rank": 8}, "lowrank-0", "nope", None]),
+    structure=st.sampled_from(
+        ["dense", "lowrank-63", {"kind": "lowrank", "rank": 8}, "lowrank-0", "nope", None]
+    ),
     seed=st.sampled_from([0, 7, -1, True, "1", 1.0, None]),
     optim=st.sampled_from([None, {"peak_lr": 1e-3}, {"peak_lr": -1.0}, {"batch_tokens": 999}, {"x": 1}]),
     data=st.sampled_from([None, {"corpus": "synthetic"}, "synthetic", {"tokenizer": "bytes"}, 3]),
-    budget=st.sampled_from([None, {"tokens": 99_999}, {"tokens": 1}, {"tokens_per_param": 3, "of": "dense"}, {}]),
+    budget=st.sampled_from(
+        [None, {"tokens": 99_999}, {"tokens": 1}, {"tokens_per_param": 3, "of": "dense"}, {}]
+    ),
 )
 def test_the_quick_way_equals_resolve(**given_values: Any) -> None:
     """Sharing parts must change neither a configuration nor whether it is refused."""
@@ -117,7 +131,7 @@ def test_the_quick_way_equals_resolve(**given_values: Any) -> None:
     resolver = Resolver()
     for _ in range(2):
         if wanted is None:
-            with pytest.raises((ConfigError, SweepError), match="^x"):
+            with pytest.raises((ConfigError, SweepError), match=r"^x"):
                 resolver.config(partial, lambda: "x")
         else:
             got = resolver.config(partial, lambda: "x")
@@ -146,15 +160,21 @@ def test_a_missing_corpus_leaves_runs_without_id_and_says_why_once() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('[axis]\nseed = [1]\n', ["try.toml", "'axis'", "'axes'"]),
+        ("[axis]\nseed = [1]\n", ["try.toml", "'axis'", "'axes'"]),
         (BASE + "[axes]\nseeed = [1]\n", ["axes", "'seeed'", "'seed'"]),
         (BASE + "[axes]\noptim.peak_rl = [1]\n", ["axes", "'optim.peak_rl'", "'peak_lr'"]),
         (BASE + "[axes]\nprest = ['cpu-s']\n", ["'prest'", "'preset'"]),
         (BASE + "[axes]\nseed = []\n", ["axes.seed", "empty list"]),
         (BASE + "[axes]\nseed = 3\n", ["axes.seed = 3", "list"]),
-        (BASE + "[[zip]]\nseed = [1, 2]\noptim.peak_lr = [1e-3]\n", ["zip 1", "seed has 2", "optim.peak_lr has 1"]),
+        (
+            BASE + "[[zip]]\nseed = [1, 2]\noptim.peak_lr = [1e-3]\n",
+            ["zip 1", "seed has 2", "optim.peak_lr has 1"],
+        ),
         (BASE + "[axes]\nseed = [1]\n[[zip]]\nseed = [1]\n", ["zip 1.seed", "axes.seed", "keep one"]),
-        (BASE + "[axes]\ntokens = [9999]\nbudget.train_flops = [1e9]\n", ["budget.train_flops", "tokens", "keep one"]),
+        (
+            BASE + "[axes]\ntokens = [9999]\nbudget.train_flops = [1e9]\n",
+            ["budget.train_flops", "tokens", "keep one"],
+        ),
         (BASE + "tokens = 9999\n[budget]\ntokens = 99\n", ["base.tokens", "[budget]", "keep one"]),
         (BASE + "[budget]\ntokns = 99\n", ["'budget.tokns'", "'tokens'"]),
         (BASE + "[budget]\ntokens = 9999\ntrain_flops = 1e9\n", ["budget", "train_flops"]),
@@ -163,11 +183,15 @@ def test_a_missing_corpus_leaves_runs_without_id_and_says_why_once() -> None:
         (BASE + "[[exclude]]\nsed = 1\n", ["exclude 1", "'sed'", "'seed'"]),
         (BASE + "[[exclude]]\n", ["exclude 1", "no key"]),
         (
-            BASE + '[axes]\nstructure = ["dense", "lowrank-63"]\n[[override]]\nwhen = {structure = "lowrnk-63"}\n'
+            BASE
+            + '[axes]\nstructure = ["dense", "lowrank-63"]\n[[override]]\nwhen = {structure = "lowrnk-63"}\n'
             "set = {seed = 2}\n",
             ["override 1", "structure = lowrnk-63", "'lowrank-63'"],
         ),
-        (BASE + "[[override]]\nwhen = {seed = 1}\nset = {optm.peak_lr = 1}\n", ["override 1", "'optm.peak_lr'"]),
+        (
+            BASE + "[[override]]\nwhen = {seed = 1}\nset = {optm.peak_lr = 1}\n",
+            ["override 1", "'optm.peak_lr'"],
+        ),
         (BASE + "[[override]]\nwhen = {seed = 1}\n", ["override.0.set", "missing"]),
         (BASE + "[execution]\nslot = 2\n", ["'execution.slot'", "'slots'"]),
         (BASE + "[execution]\ndevice = 'gpu'\n", ["execution.device", "gpu"]),

@@ -17,8 +17,8 @@ from conftest import fake_result, finish_run
 from sweeps import lease as lease_module
 from sweeps.errors import SweepError
 from sweeps.index import INDEX
-from sweeps.ledger import Ledger, RunState
 from sweeps.lease import LEASE, Lease, LeaseLost, is_stale, machine_id, process_start
+from sweeps.ledger import Ledger, RunState
 from trainer.config import RunConfig
 from trainer.presets import resolve
 from trainer.rundir import write_json, write_status
@@ -53,7 +53,7 @@ def race(folder: Path, rounds: int, barrier: Any, won: Any) -> None:
 
 
 def test_of_two_processes_that_race_exactly_one_gets_each_claim(tmp_path: Path) -> None:
-    rounds, racers = 150, 3
+    rounds, racers = 80, 3
     context = multiprocessing.get_context("fork")
     barrier, won = context.Barrier(racers), context.Queue()
     processes = [context.Process(target=race, args=(tmp_path, rounds, barrier, won)) for _ in range(racers)]
@@ -66,7 +66,7 @@ def test_of_two_processes_that_race_exactly_one_gets_each_claim(tmp_path: Path) 
 
 
 def test_of_racers_for_a_stale_lease_exactly_one_takes_it_over(tmp_path: Path) -> None:
-    rounds, racers = 60, 3
+    rounds, racers = 40, 3
     pid, start = dead_process()
     for number in range(rounds):
         assert Lease(tmp_path / str(number)).claim()
@@ -233,7 +233,7 @@ def test_run_ids_may_be_abbreviated(results: Path) -> None:
     assert ledger.find("abc") == "abc123"
     with pytest.raises(SweepError, match="begins 2 run ids"):
         ledger.find("ab")
-    with pytest.raises(SweepError, match="no run 'abc124'.*did you mean 'abc123'"):
+    with pytest.raises(SweepError, match=r"no run 'abc124'.*did you mean 'abc123'"):
         ledger.find("abc124")
 
 

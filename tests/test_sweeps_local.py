@@ -19,8 +19,8 @@ import pytest
 from sweeps import local
 from sweeps.launch import launch
 from sweeps.layout import Layout
-from sweeps.ledger import Ledger, RunState
 from sweeps.lease import LEASE, Lease
+from sweeps.ledger import Ledger, RunState
 from sweeps.local import LocalQueue
 from sweeps.overview import Overview, look
 from sweeps.price import Setting
@@ -50,7 +50,7 @@ def train(config, corpus, run_dir, run_id, execution, should_stop, on_progress):
         file.write(run_id + "\\n")
     attempt = json.loads((run_dir / "status.json").read_text()).get("attempt", 0) + 1 if (
         run_dir / "status.json").exists() else 1
-    write_status(run_dir, {{"state": "running", "attempt": attempt, "pid": os.getpid(), "started": time.time()}})
+    write_status(run_dir, {{"state": "running", "attempt": attempt, "started": time.time()}})
     on_progress(Progress(0, config.steps, note="a note"))
     on_progress(Progress(1, config.steps))
     match config.seed:

@@ -91,6 +91,7 @@ def read_back(results: Path) -> Read:
     return said
 
 
+@pytest.mark.slow
 def test_round_trip_and_restoration(overview: Overview, results: Path, store: Path, cli: Cli) -> None:
     done, diverged, failed = overview.ids[:3]
     configs = dict(zip(overview.ids, overview.configs, strict=True))
@@ -160,6 +161,7 @@ def test_a_resumed_curve_grows_and_never_repeats_a_step(
     assert read_back(results.with_name("restored"))[run_id] == grown
 
 
+@pytest.mark.slow
 def test_a_run_that_began_anew_replaces_its_old_curve(overview: Overview, results: Path, store: Path) -> None:
     run_id, config = overview.ids[0], overview.configs[0]
     unfinished(results, overview, "preempted", 6, checkpoint=6)
@@ -172,6 +174,7 @@ def test_a_run_that_began_anew_replaces_its_old_curve(overview: Overview, result
     assert run["times"][0] == 1735690600000
 
 
+@pytest.mark.slow
 def test_a_corrupt_result_leaves_the_mirror_as_it_is(overview: Overview, results: Path, store: Path) -> None:
     folder = finish_run(results, overview.configs[0], overview.ids[0])
     mirror(results)

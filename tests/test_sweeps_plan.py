@@ -199,11 +199,15 @@ def test_a_budget_of_each_run_itself_is_a_difference() -> None:
 
 
 def test_equal_sets_of_values_are_no_difference() -> None:
-    assert warnings("", GRID.replace("[axes]\n", "[axes]\noptim.peak_lr = [1e-3, 2e-3]\nseed = [1, 2]\n")) == []
+    assert (
+        warnings("", GRID.replace("[axes]\n", "[axes]\noptim.peak_lr = [1e-3, 2e-3]\nseed = [1, 2]\n")) == []
+    )
 
 
 def test_other_shapes_of_one_size_are_a_difference() -> None:
-    lines = warnings('[[override]]\nwhen = { structure = "dense" }\nset = { model.d_ff = 48, model.bias = false }\n')
+    lines = warnings(
+        '[[override]]\nwhen = { structure = "dense" }\nset = { model.d_ff = 48, model.bias = false }\n'
+    )
     assert [line.split(" differs")[0] for line in lines[:2]] == ["d16-L2: d_ff", "d16-L2: bias"]
 
 
@@ -259,6 +263,11 @@ def test_numbers_as_people_write_them() -> None:
     assert [number(x) for x in (5e-3, 0.016, 2.5e-4, 0.1, 4096, 1.5e9, 0.0)] == [
         "5e-3", "0.016", "2.5e-4", "0.1", "4096", "1.5e9", "0",
     ]  # fmt: skip
-    assert [duration(x) for x in (0.4, 59.6, 3599.7, 86400 * 2.5)] == ["0 s", "1 min 00 s", "1 h 00 min", "2 d 12 h"]
+    assert [duration(x) for x in (0.4, 59.6, 3599.7, 86400 * 2.5)] == [
+        "0 s",
+        "1 min 00 s",
+        "1 h 00 min",
+        "2 d 12 h",
+    ]
     assert (size(1.5e6), size(12), flops(1.234e13)) == ("1.5 MB", "12 B", "1.2e13")
     assert table(("a", "bb"), [("1", "x"), ("22", "y")], frozenset({"a"})) == " a  bb\n 1  x\n22  y"

@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 SWEEPS := $(basename $(notdir $(wildcard sweeps/configs/*.toml)))
 EXECUTOR ?= local
 RUN_FLAGS ?=
+RESULTS ?= results
+export SCALING_RESULTS := $(RESULTS)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -45,7 +47,7 @@ bench: $(STAMP) ## training speed of this machine, structures interleaved
 	$(BIN)/python -m trainer bench train --structures dense,lowrank-63,lowrank-32 --precisions fp32
 
 mlflow-ui: $(STAMP) ## browse the runs at http://127.0.0.1:5000
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///results/mlflow.db
+	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(RESULTS)/mlflow.db}
 
 check: lint types test ## lint, types and the quick tests
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -70,7 +70,7 @@ def figures(
     table: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SWEEP|CSV]", help="a sweep or CSV; every sweep with a tracked table without"
+            metavar="[SWEEP|CSV]", help="a sweep or CSV; without, every tracked table tables/*_runs.csv"
         ),
     ] = None,
     maps: Maps = None,
@@ -81,14 +81,24 @@ def figures(
     published: Annotated[
         bool, typer.Option(help="second panel: published points of the structures that the table shares")
     ] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace a table even by one with fewer finished runs")
+    ] = False,
 ) -> None:
-    """Draw the scaling figure (SVG, PDF, PNG) and write its tables; unchanged files are left untouched."""
-    names = [table] if table is not None else _tracked(results)
-    for path in [path for name in names for path in draw(name, results, out or results, maps, published)]:
-        typer.echo(str(path))
+    """Draw the scaling figure (SVG, PDF, PNG) and write its tables; unchanged files are left untouched.
+
+    Without a name, only the tracked tables are read, never run folders. An incomplete sweep does not replace
+    a table that has more finished runs: it is drawn from that table, unless --force is given.
+    """
+    tables = [table] if table is not None else [str(path) for path in _tracked(results)]
+    for name in tables:
+        for path in draw(name, results, out or results, maps, published, force):
+            typer.echo(str(path))
 
 
-def draw(table: str, results: Path, out: Path, maps: list[str] | None, published: bool) -> list[Path]:
+def draw(
+    table: str, results: Path, out: Path, maps: list[str] | None, published: bool, force: bool = False
+) -> list[Path]:
     """Write figure and tables of one sweep or CSV below `out`; returns the paths."""
     from analysis.analyse import analyse
     from analysis.figures.published import SOURCE, find_published, published_runs, shared_structures
@@ -99,6 +109,9 @@ def draw(table: str, results: Path, out: Path, maps: list[str] | None, published
     from analysis.table import to_csv
 
     name, runs = load(table, results, maps)
+    kept = out / "tables" / f"{name}_runs.csv"
+    if not force:
+        runs = _larger(runs, kept, table)
     analysis = analyse(runs, name)
     shared = None
     if published and (path := find_published(results)) is not None:
@@ -113,40 +126,96 @@ def draw(table: str, results: Path, out: Path, maps: list[str] | None, published
     return paths
 
 
+def _larger(runs: Runs, kept: Path, table: str) -> Runs:
+    """The runs to draw where they would replace the table `kept`: its own where it has more of them.
+
+    A sweep that is complete, with fewer runs than before, replaces its table all the same.
+
+    Raises:
+        AnalysisError: a CSV, which is not the table itself, would replace a table with more finished runs.
+    """
+    from analysis.table import read_csv
+
+    if not kept.is_file():
+        return runs
+    done, expected = len(runs.table), runs.expected
+    try:
+        before = read_csv(kept)
+    except AnalysisError:
+        if done == expected:
+            return runs
+        raise
+    had = len(before.table)
+    if had <= done:
+        return runs
+    if _is_csv(table):
+        raise AnalysisError(
+            f"{table}: has {done} finished runs, and {kept} that it would replace has {had}; "
+            "choose another --out, or replace it with --force"
+        )
+    if done == expected:
+        _note(f"{table}: {done} of {expected} runs finished; {kept} had {had}: replaced")
+        return runs
+    _note(
+        f"{table}: {done} of {expected} runs finished, and {kept} has {had}: drawn from it; "
+        "--force replaces it"
+    )
+    return before
+
+
 def load(table: str, results: Path, maps: list[str] | None) -> tuple[str, Runs]:
     """Find a sweep or CSV and read it; returns the name that its figures and tables get, and the runs.
 
     A sweep is read from its run folders. Where there is no record of it here, or none of its runs (a fresh
-    clone), the tracked table of its finished runs stands in.
+    clone), the tracked table of its finished runs stands in, and a line on stderr says so.
     """
     from analysis.table import parse_map, read_csv, runs_table
 
     mapping = parse_map(maps or [])
     path = Path(table)
-    if path.suffix.lower() in (".csv", ".tsv") or path.is_file():
+    if _is_csv(table):
         name = re.sub(r"[^\w.-]+", "-", path.stem.removesuffix("_runs")).strip("-.") or "table"
         return name, read_csv(path, mapping)
     if mapping:
         raise AnalysisError(f"--map: '{table}' is a sweep, whose columns are known; leave --map out")
     if not re.fullmatch(r"[\w.-]+", table):
         raise AnalysisError(f"'{table}': is neither a file nor the name of a sweep; mend the name")
+    _check_folder(results)
     tracked = results / "tables" / f"{table}_runs.csv"
     record = results / "sweeps" / f"{table}.json"
-    if tracked.is_file() and not record.is_file():
-        return table, read_csv(tracked)
-    runs = runs_table(results, table)
-    if runs.table.empty and tracked.is_file():
-        return table, read_csv(tracked)
+    runs = None if tracked.is_file() and not record.is_file() else runs_table(results, table)
+    if tracked.is_file() and (runs is None or runs.table.empty):
+        _note(f"{table}: no finished runs in {results / 'runs'}; read from the tracked table {tracked}")
+        runs = read_csv(tracked)
+    assert runs is not None
     return table, runs
 
 
-def _tracked(results: Path) -> list[str]:
-    names = sorted(path.name.removesuffix("_runs.csv") for path in (results / "tables").glob("*_runs.csv"))
-    if not names:
+def _is_csv(table: str) -> bool:
+    path = Path(table)
+    return path.suffix.lower() in (".csv", ".tsv") or path.is_file()
+
+
+def _check_folder(results: Path) -> None:
+    if results.exists() and not results.is_dir():
+        raise AnalysisError(
+            f"--results {results}: is no folder; name the folder that holds runs/ and tables/"
+        )
+
+
+def _tracked(results: Path) -> list[Path]:
+    _check_folder(results)
+    paths = sorted((results / "tables").glob("*_runs.csv"))
+    if not paths:
         raise AnalysisError(
             f"{results / 'tables'}: no table *_runs.csv to draw; name a sweep or CSV, or run a sweep"
         )
-    return names
+    return paths
+
+
+def _note(text: str) -> None:
+    """Say on stderr what was read or kept other than asked for."""
+    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(analysis: Analysis) -> None:
@@ -178,8 +247,15 @@ def main() -> None:
     try:
         app()
     except (AnalysisError, TrainerError) as error:
-        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _refuse(f"{place}{error.strerror or error}; name readable files, and a results folder with --results")
+
+
+def _refuse(text: str) -> NoReturn:
+    Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,11 @@ def analyse(runs: Runs, name: str, irreducible: float | None = None) -> Analysis
         raise AnalysisError(
             f"{name}: no finished run to fit ({runs.coverage()}); run or resume the sweep first"
         )
+    lowest = float(runs.table["val_loss"].min())
+    if irreducible is not None and not 0 <= irreducible < lowest:
+        raise AnalysisError(
+            f"--irreducible {irreducible:g}: must lie from 0 to below the lowest loss {lowest:g}; mend it"
+        )
     groups = {structure: points(runs.table, structure) for structure in structures_of(runs.table)}
     reference = geometric_mean(runs.table["train_flops"].to_numpy(np.float64))
     known = irreducible if irreducible is not None else _entropy_rate(runs.table)

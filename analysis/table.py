@@ -18,8 +18,10 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.labels import structure_order
+from analysis.variants import variants
 from trainer.errors import RunDirError
-from trainer.rundir import read_json, read_result, read_status
+from trainer.rundir import CONFIG, read_json, read_result, read_status
 
 REQUIRED = ("structure", "train_flops", "val_loss")
 POSITIVE = ("params", "tokens", "train_flops", "val_loss")
@@ -27,7 +29,6 @@ OPTIONAL_NUMBERS = ("val_loss_se", "val_bits_per_byte", "entropy_rate", "seconds
 KNOWN = ("params", "tokens", "train_flops", "val_loss", "structure", "seed", "size", "run_id", "state")
 LEADING = ("run_id", "state", "size", "structure", "seed", "params", "tokens", "train_flops", "val_loss")
 LEFT_OUT = ("schema", "sha256", "finished", "flops")
-FAMILIES = ("dense", "lowrank", "blockdense", "blockshuffle")
 
 Cells = dict[str, str]
 
@@ -66,19 +67,6 @@ class Runs:
         return "; ".join(parts)
 
 
-def structure_order(label: str) -> tuple[int, str, float, str]:
-    """Sort key of structure labels: dense first, the papers' families, others; larger budgets first."""
-    family, budget = family_and_budget(label)
-    rank = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
-    return rank, family, -budget, label
-
-
-def family_and_budget(label: str) -> tuple[str, float]:
-    """Split `lowrank-63`, `lowrank63` or `LowRank 63%` into (`lowrank`, 63); no number is a full budget."""
-    match = re.fullmatch(r"(.*?[^\d.])[-_ ]?(\d+(?:\.\d+)?) ?%?", label.strip().lower())
-    return (match[1].rstrip("-_ "), float(match[2])) if match else (label.strip().lower(), math.inf)
-
-
 def structures_of(table: pd.DataFrame) -> list[str]:
     """The structure labels of a table, each once, in the order of figures and reports."""
     return sorted(set(table["structure"]), key=structure_order)
@@ -86,6 +74,9 @@ def structures_of(table: pd.DataFrame) -> list[str]:
 
 def runs_table(results: Path, sweep: str | None) -> Runs:
     """Gather the finished runs of a sweep, or of the whole ledger where `sweep` is None.
+
+    Runs of one structure and size whose configurations differ in more than tokens and seed get labels that
+    say so, such as `dense, peak_lr=0.008`: they are curves of their own.
 
     Args:
         results: the results folder, with sweeps/<name>.json and runs/<run_id>/.
@@ -95,9 +86,8 @@ def runs_table(results: Path, sweep: str | None) -> Runs:
         AnalysisError: no such sweep, or a sweep record that cannot be read.
     """
     ids = _ledger_ids(results) if sweep is None else _sweep_ids(results, sweep)
-    rows: list[Cells] = []
-    for run_id in dict.fromkeys(ids):
-        rows.append(_run_cells(results / "runs" / run_id, run_id))
+    read = [_run_cells(results / "runs" / run_id, run_id) for run_id in dict.fromkeys(ids)]
+    rows = _named_apart(read)
     source = f"runs of sweep '{sweep}'" if sweep else f"runs in {results / 'runs'}"
     return from_rows(rows, [f"run {row['run_id']}" for row in rows], source)
 
@@ -122,21 +112,33 @@ def _sweep_ids(results: Path, sweep: str) -> list[str]:
     return ids
 
 
-def _run_cells(folder: Path, run_id: str) -> Cells:
-    """One run as text cells; a run without a valid result keeps only its id and state."""
+def _named_apart(read: Sequence[tuple[Cells, Mapping[str, Any]]]) -> list[Cells]:
+    """The cells of each run, its structure's label completed by what the sweep varies besides."""
+    done = [(cells, config) for cells, config in read if cells["state"] == "done"]
+    groups = [(cells.get("structure", ""), cells.get("size", ""), cells.get("seed", "")) for cells, _ in done]
+    for (cells, _), variant in zip(done, variants(groups, [config for _, config in done]), strict=True):
+        if variant:
+            cells["structure"] += f", {variant}"
+    return [cells for cells, _ in read]
+
+
+def _run_cells(folder: Path, run_id: str) -> tuple[Cells, Mapping[str, Any]]:
+    """One run as text cells, and its configuration; one without a valid result keeps only id and state."""
     try:
         result = read_result(folder)
+        config = read_json(folder / CONFIG) or {}
     except RunDirError:
-        return {"run_id": run_id, "state": "corrupted"}
+        return {"run_id": run_id, "state": "corrupted"}, {}
     if result is None:
         state = str(read_status(folder).get("state"))
-        return {"run_id": run_id, "state": state if state in ("failed", "diverged") else "missing"}
+        return {"run_id": run_id, "state": state if state in ("failed", "diverged") else "missing"}, {}
     if result.get("state") != "done":
-        return {"run_id": run_id, "state": str(result.get("state"))}
+        return {"run_id": run_id, "state": str(result.get("state"))}, {}
     flops = result.get("flops")
     by_convention = {f"flops_{name}": value for name, value in flops.items()} if flops else {}
     kept = {key: value for key, value in result.items() if key not in LEFT_OUT}
-    return {key: _cell(value) for key, value in {**kept, **by_convention, "run_id": run_id}.items()}
+    cells = {**kept, **by_convention, "run_id": run_id}
+    return {key: _cell(value) for key, value in cells.items()}, config
 
 
 def _cell(value: Any) -> str:
@@ -192,13 +194,21 @@ def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
         raise AnalysisError(f"{path}: is not UTF-8 text ({error.reason}); save it as a UTF-8 CSV") from None
     except OSError as error:
         raise AnalysisError(f"{path}: cannot be read ({error.strerror}); give a readable CSV file") from None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+    if "\0" in text:
+        raise AnalysisError(f"{path}: holds zero bytes, so it is no text; save it as a UTF-8 CSV")
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise AnalysisError(f"{path}: row {reader.line_num} is no CSV ({error}); save it again") from None
     if not lines:
         raise AnalysisError(f"{path}: is empty; give a header line and one row a run")
+    found = [mark for mark in (";", "\t", ",") if mark != delimiter and mark in "".join(lines[0][1])]
+    if len(lines[0][1]) == 1 and found:
+        name = {";": "semicolons", "\t": "tabs", ",": "commas"}[found[0]]
+        wanted = "tabs" if delimiter == "\t" else "commas (or tabs, as .tsv)"
+        raise AnalysisError(f"{path}: its columns are separated by {name}; save it with {wanted}")
     return lines
 
 
@@ -314,15 +324,24 @@ def _seed(text: str, place: str) -> int:
 
 
 def _refuse_repeats(rows: Sequence[dict[str, Any]], labels: Sequence[str], source: str) -> None:
+    """A run id appears once; rows without one are the same run where all that identifies them is equal."""
     seen: dict[tuple[str, ...], str] = {}
     for row, label in zip(rows, labels, strict=True):
+        run_id = row.get("run_id")
         # Text, since NaN (an unknown count) equals nothing, itself included.
-        key = tuple(str(row[name]) for name in ("structure", "params", "tokens", "train_flops", "seed"))
+        by_content = tuple(
+            str(row[name]) for name in ("structure", "params", "tokens", "train_flops", "seed")
+        )
+        key = (str(run_id),) if run_id else by_content
         if key in seen:
-            raise AnalysisError(
-                f"{source}: {label} repeats {seen[key]} (same structure, FLOPs and seed); "
-                "drop one, or tell replicates apart by a column 'seed'"
+            what = (
+                "same run id); drop one"
+                if run_id
+                else (
+                    "same structure, FLOPs and seed); drop one, or tell replicates apart by a column 'seed'"
+                )
             )
+            raise AnalysisError(f"{source}: {label} repeats {seen[key]} ({what}")
         seen[key] = label
 
 

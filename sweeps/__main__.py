@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from sweeps.errors import SweepError
+from trainer.commandline import HELP, run_app
 from trainer.errors import TrainerError
 
 app = typer.Typer(
     help="Sweeps of training runs: price them, train what is missing, follow them.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=HELP,
 )
 
 SweepArgument = Annotated[
@@ -253,23 +255,7 @@ def _check_executor(name: str) -> None:
 
 def main() -> None:
     """Run the command line; a user mistake becomes one red line and exit code 2."""
-    try:
-        code = app(args=sys.argv[1:] or ["--help"], prog_name="python -m sweeps", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except (SweepError, TrainerError) as error:
-        _fail(str(error))
-    except typer.TyperException as error:
-        _fail(f"{error.format_message()} (see 'python -m sweeps {' '.join(sys.argv[1:2])} --help')")
-    except typer.Abort:
-        _fail("not started")
-    except OSError as error:
-        _fail(f"{error.filename or 'disk'}: {error.strerror or error}")
-
-
-def _fail(line: str) -> None:
-    sys.stdout.flush()
-    typer.secho(f"error: {' '.join(line.split())}", fg="red", err=True)
-    sys.exit(2)
+    run_app(app, "sweeps", (SweepError, TrainerError))
 
 
 if __name__ == "__main__":

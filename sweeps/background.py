@@ -17,7 +17,7 @@ from sweeps.sweepfile import Sweep
 
 EVERY_SECONDS = 30.0
 FINAL_SECONDS = 120.0
-INTERRUPTED_SECONDS = 15.0
+INTERRUPTED_SECONDS = 5.0
 TELL_SECONDS = 3.0
 
 
@@ -83,22 +83,27 @@ class BackgroundMirror:
         assert self._process.stdin is not None
         self._process.stdin.close()
         limit = INTERRUPTED_SECONDS if interrupted else FINAL_SECONDS
-        began = time.monotonic()
-        told = False
-        while self._process.poll() is None and time.monotonic() < began + limit:
-            time.sleep(0.05)
-            if not told and time.monotonic() > began + TELL_SECONDS:
-                self.say("mirroring the runs to MLflow (they are safe; Ctrl-C leaves it for later)")
-                told = True
+        try:
+            self._await_end(self._process, limit)
+        except KeyboardInterrupt:
+            limit = 0.0
         self.poll()
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-            problem: str | None = f"not finished after {limit:.0f} s"
+            problem: str | None = f"not finished after {limit:.0f} s" if limit else "left for later"
         else:
             problem = f"ended with exit code {self._process.returncode}" if self._process.returncode else None
         if problem is not None:
             self.say(f"MLflow mirror: {problem}; run 'python -m sweeps sync {self.sweep.name}' later")
+
+    def _await_end(self, process: subprocess.Popen[bytes], limit: float) -> None:
+        began, told = time.monotonic(), False
+        while process.poll() is None and time.monotonic() < began + limit:
+            time.sleep(0.05)
+            if not told and time.monotonic() > began + TELL_SECONDS:
+                self.say("mirroring the runs to MLflow (they are safe; Ctrl-C leaves it for later)")
+                told = True
 
     def _lines(self) -> list[dict[str, str | None]]:
         if self._process is None or self._process.stdout is None:

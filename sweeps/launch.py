@@ -109,7 +109,7 @@ class _Both:
 
 def prepare_corpora(configs: Sequence[RunConfig], results: Path) -> None:
     """Make every corpus ready once, and refuse runs that it is too small for before any is started."""
-    from trainer.batches import Batches
+    from trainer.batches import check_corpus
     from trainer.corpora import Corpus, DataConfig, prepare
 
     corpora: dict[DataConfig, Corpus] = {}
@@ -117,18 +117,12 @@ def prepare_corpora(configs: Sequence[RunConfig], results: Path) -> None:
     for config in configs:
         if config.data not in corpora:
             corpora[config.data] = prepare(config.data, results)
-        corpus, length = corpora[config.data], config.model.seq_len
-        shape = (id(corpus), length, config.batch_sequences, config.steps, config.eval.tokens)
+        corpus, model = corpora[config.data], config.model
+        shape = (id(corpus), model.seq_len, model.vocab_size, config.tokens, config.eval.tokens)
         if shape in checked:
             continue
         checked.add(shape)
-        Batches(corpus, config.seed, length, config.batch_sequences, config.data.max_epochs).check(
-            config.steps
-        )
-        wanted = max(2, config.eval.tokens // length)
-        if corpus.n_heldout_tokens is not None and wanted > max(0, corpus.n_heldout_tokens - 1) // length:
-            # Refuses, in the corpus' own words; otherwise the run would learn it after its last step.
-            corpus.heldout_sequences(wanted, length)
+        check_corpus(config, corpus)
 
 
 def _ending(ledger: Ledger, ids: Sequence[str], outcome: str, seconds: float) -> Ending:

@@ -1,6 +1,6 @@
 """Claims: a lease in the run folder, held with a heartbeat, so that no run is trained by two workers.
 
-    lease.json   owner (uuid), host, machine, pid, process start, heartbeat; replaced atomically
+    lease.json   owner (uuid), session, host, machine, pid, process start, heartbeat; replaced atomically
     lease.lock   file lock under which a lease is read, judged and replaced
 
 A lease is stale when its heartbeat is too old or, on the same machine, its process is gone.
@@ -90,13 +90,26 @@ def read_lease(run_dir: Path) -> dict[str, Any] | None:
 
 
 class Lease:
-    """A claim on one run.  Use as a context manager: renews itself in a thread, lets go at the end."""
+    """A claim on one run.  Use as a context manager: renews itself in a thread, lets go at the end.
+
+    Args:
+        run_dir: the run's folder.
+        session: the launch that the claimant belongs to.  What a worker of the same launch left behind when
+            it died is not taken over: the launcher has to count the failure first.
+        heartbeat: seconds between renewals.
+        timeout: seconds after which a lease that was not renewed is stale.
+    """
 
     def __init__(
-        self, run_dir: Path, heartbeat: float = HEARTBEAT_SECONDS, timeout: float = STALE_SECONDS
+        self,
+        run_dir: Path,
+        session: str | None = None,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        timeout: float = STALE_SECONDS,
     ) -> None:
         self.run_dir = run_dir
         self.owner = uuid.uuid4().hex
+        self.session = session
         self.heartbeat, self.timeout = heartbeat, timeout
         self.lost = False
         self._renewed = 0.0
@@ -109,10 +122,14 @@ class Lease:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             with _locked(self.run_dir):
                 there = read_lease(self.run_dir)
-                if there is not None and not is_stale(there, time.time(), self.timeout):
+                if there is not None and not self._may_take(there):
                     return False
                 self._write()
         return True
+
+    def _may_take(self, there: dict[str, Any]) -> bool:
+        sibling = self.session is not None and there.get("session") == self.session
+        return not sibling and is_stale(there, time.time(), self.timeout)
 
     def renew(self) -> bool:
         """Refresh the heartbeat; False, for good, once the lease belongs to someone else."""
@@ -175,6 +192,7 @@ class Lease:
         now = time.time()
         lease = {
             "owner": self.owner,
+            "session": self.session,
             "host": socket.gethostname(),
             "machine": machine_id(),
             "pid": os.getpid(),

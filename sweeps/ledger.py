@@ -128,6 +128,9 @@ class Ledger:
         if said in ("running", "done", "diverged"):
             # Its worker died, or its result was moved aside to be made again.
             state.state = "preempted"
+        if state.state == "preempted" and state.failures >= MAX_ATTEMPTS:
+            # It crashed, and each time another worker took it over before its launcher could say so.
+            state.state = "failed"
         if state.state == "failed":
             state.message = str(status.get("message") or failures.get("message") or "") or None
         return state
@@ -177,12 +180,17 @@ class Ledger:
             permanent: the same session does not try it again (a mistake that only the user can mend).
             counts: it is the run's own failure, one of the few that it may have.
         """
-        folder = self.run_dir(run_id)
-        failures = int(_read(folder / FAILURES).get("failures", 0)) + counts
-        record = {"failures": failures, "message": line, "session": session, "permanent": permanent}
-        write_atomic(folder / ERROR, report.rstrip("\n") + "\n")
-        write_json(folder / FAILURES, record)
+        write_atomic(self.run_dir(run_id) / ERROR, report.rstrip("\n") + "\n")
+        self.count_failure(run_id, line, session, permanent, counts)
         self.set_state(run_id, "failed", line)
+
+    def count_failure(
+        self, run_id: str, line: str, session: str, permanent: bool = False, counts: bool = True
+    ) -> None:
+        """Count a failed attempt, without a say in the run's state: another launcher may have it already."""
+        path = self.run_dir(run_id) / FAILURES
+        failures = int(_read(path).get("failures", 0)) + counts
+        write_json(path, {"failures": failures, "message": line, "session": session, "permanent": permanent})
 
     def forget_failures(self, run_id: str) -> None:
         """Drop the count of failed attempts, once a run has succeeded or a user asks to try again."""

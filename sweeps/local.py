@@ -20,6 +20,7 @@ from sweeps.lease import Lease
 from sweeps.ledger import LOG, Ledger
 from sweeps.session import Session, write_session
 from sweeps.slot import Slot
+from trainer.errors import RunDirError
 from trainer.rundir import io_errors
 
 TICK_SECONDS = 0.25
@@ -189,20 +190,24 @@ class LocalQueue:
             # The stop came before the worker listened.
             return
         line = _cause(code)
-        folder = self.ledger.run_dir(run_id)
-        lease = Lease(folder)
-        if lease.claim():
-            try:
-                self.ledger.record_failure(
-                    run_id,
-                    line,
-                    f"{line}\nThe end of {folder / LOG}:\n{_tail(folder / LOG)}",
-                    self.session.session,
-                )
-            finally:
-                lease.release()
+        try:
+            self._record_crash(run_id, line)
+        except RunDirError as error:
+            self.aborted = str(error)
         self.view.event(run_id, {"event": "end", "run": run_id, "state": "failed", "message": line})
         self._scanned = 0.0
+
+    def _record_crash(self, run_id: str, line: str) -> None:
+        log, session = self.ledger.run_dir(run_id) / LOG, self.session.session
+        lease = Lease(self.ledger.run_dir(run_id))
+        if not lease.claim():
+            # Another launcher's worker was quicker; if the run takes that one down as well, this one counts.
+            self.ledger.count_failure(run_id, line, session)
+            return
+        try:
+            self.ledger.record_failure(run_id, line, f"{line}\nThe end of {log}:\n{_tail(log)}", session)
+        finally:
+            lease.release()
 
 
 def _cause(code: int) -> str:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 from sweeps.errors import MirrorError, SweepError
 from sweeps.ledger import Ledger
@@ -93,6 +94,9 @@ class _Store:
         from mlflow.tracking import MlflowClient
 
         self.ledger, self.sweep = Ledger(results), sweep
+        database = sqlite_file(uri)
+        if database is not None and not database.exists():
+            _create_database(database)
         self.client = MlflowClient(tracking_uri=uri)
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
@@ -198,6 +202,20 @@ class _Store:
         self.client.log_batch(name, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
+def _create_database(path: Path) -> None:
+    """Make an empty SQLite store in one go: one that was killed amid its migrations could never be opened."""
+    from mlflow.tracking import MlflowClient
+
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink()
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{temp}").search_experiments(max_results=1)
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
 def _lock_path(results: Path, sweep: str, uri: str) -> Path:
     """SQLite has one writer a file; a server has one a sweep, so that two launchers do not send twice."""
     if (path := sqlite_file(uri)) is not None:
@@ -208,7 +226,8 @@ def _lock_path(results: Path, sweep: str, uri: str) -> Path:
 def _probe(uri: str) -> None:
     """Refuse a server that nobody answers for, before MLflow is loaded and starts to retry."""
     parts = urlparse(uri)
-    if parts.scheme in ("http", "https"):
+    behind_proxy = parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
+    if parts.scheme in ("http", "https") and not behind_proxy:
         try:
             port = parts.port or (443 if parts.scheme == "https" else 80)
             with socket.create_connection((parts.hostname or "", port), timeout=CONNECT_SECONDS):
@@ -248,8 +267,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--uri")
     parser.add_argument("--every", type=float, default=30.0)
     options = parser.parse_args(argv)
-    # The runs need the processor more.
-    os.nice(19)
+    # The runs need the processor more; at the end, when other users' programs remain, it still gets its turn.
+    os.nice(10)
     final = False
     while not final:
         final = bool(select.select([sys.stdin], [], [], options.every)[0])

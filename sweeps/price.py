@@ -16,6 +16,11 @@ from trainer.flops import flops_per_token, model_counts
 STARTUP_SECONDS = 2.0
 """Building the network, the first steps and writing the result, for a run in a warm worker."""
 
+LEAST_SECONDS = 2.0
+"""Shorter runs measure the first steps, not the speed."""
+REACH = math.log(2)
+"""How far, in log FLOPs per token, a measurement speaks for its neighbours."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -60,7 +65,8 @@ class Prices:
                 continue
             precision, kind = str(result.get("precision")), str(result.get("structure_kind"))
             for key in ((precision, kind), (precision, "")):
-                samples[key][math.log(result["flops_per_token"])].append(math.log(rate))
+                per_token = float(result["flops_per_token"])
+                samples[key][math.log(per_token)].append(math.log(rate / _guess(per_token, setting)))
         self._curves = {key: _Curve(points) for key, points in samples.items()}
         self._cache: dict[tuple[int, str], tuple[float, bool]] = {}
 
@@ -81,29 +87,38 @@ class Prices:
         for kind in (config.model.structure.kind, ""):
             curve = self._curves.get((config.precision, kind))
             if curve is not None:
-                return math.exp(curve.at(math.log(per_token))), True
+                ratio, near = curve.at(math.log(per_token))
+                return _guess(per_token, self.setting) * math.exp(ratio), near
         return _guess(per_token, self.setting), False
 
 
 class _Curve:
-    """Log FLOP/s over log FLOPs per token: medians, joined by straight lines, level beyond the ends."""
+    """Measured over guessed FLOP/s (logs) against log FLOPs per token.
+
+    Medians joined by straight lines, level beyond the ends: there the shape is the guess's, which knows
+    that small models are slow, and the level is the measurement's.
+    """
 
     def __init__(self, points: dict[float, list[float]]) -> None:
         self.x = sorted(points)
         self.y = [median(points[x]) for x in self.x]
 
-    def at(self, x: float) -> float:
+    def at(self, x: float) -> tuple[float, bool]:
+        """The ratio at x, and whether x is near enough to a measurement to call the price measured."""
+        near = self.x[0] - REACH <= x <= self.x[-1] + REACH
         right = bisect.bisect_left(self.x, x)
         if right == 0:
-            return self.y[0]
+            return self.y[0], near
         if right == len(self.x):
-            return self.y[-1]
+            return self.y[-1], near
         share = (x - self.x[right - 1]) / (self.x[right] - self.x[right - 1])
-        return self.y[right - 1] + share * (self.y[right] - self.y[right - 1])
+        return self.y[right - 1] + share * (self.y[right] - self.y[right - 1]), near
 
 
 def _rate(result: dict[str, Any]) -> float | None:
     try:
+        if float(result["seconds"]) < LEAST_SECONDS:
+            return None
         rate = float(result["flops_per_token"]) * float(result["tokens_per_second"])
     except (KeyError, TypeError, ValueError):
         return None

@@ -7,6 +7,7 @@ and place (another slot, another node).
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -86,8 +87,17 @@ def read_session(path: Path) -> Session:
 
 
 def write_record(results: Path, sweep: str, description: str, file: Path, run_ids: Sequence[str]) -> Path:
-    """Record which runs a sweep is made of, in grid order, for everything downstream."""
+    """Record which runs a sweep is made of, in grid order, for everything downstream.
+
+    Raises SweepError where another sweep file of the same name is recorded there.
+    """
     path = results / "sweeps" / f"{sweep}.json"
+    other = (read_record(results, sweep) or {}).get("file", "")
+    if other and Path(other).is_file() and not os.path.samefile(other, file):
+        raise SweepError(
+            f"{file}: the name '{sweep}' is taken in {results} by {other}; rename this file, or choose "
+            f"another folder with --results"
+        )
     with io_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     record = {"sweep": sweep, "description": description, "file": str(file), "run_ids": list(run_ids)}

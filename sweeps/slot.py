@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+PROCESS_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -39,12 +40,14 @@ class Slot:
     def start(self) -> None:
         """Start a worker in a session of its own: Ctrl-C on the terminal reaches only the launcher."""
         reader, writer = os.pipe()
+        # A launcher started by Slurm or torchrun must not make its workers join that process group.
+        inherited = {key: value for key, value in os.environ.items() if key not in PROCESS_GROUP}
         path = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
             with open(self.log, "ab") as log:
                 self._process = subprocess.Popen(
                     [*self.command, "--events", str(writer)],
-                    env={**os.environ, **self.environment, "PYTHONPATH": path},
+                    env={**inherited, **self.environment, "PYTHONPATH": path},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

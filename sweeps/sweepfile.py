@@ -13,6 +13,7 @@ description = "..."
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,10 @@ def find_sweep(written: str) -> Path:
         path = Path(written)
         if not path.is_file():
             raise SweepError(f"{path}: no such sweep file")
+        if not re.fullmatch(r"[\w.-]+", path.stem):
+            raise SweepError(
+                f"{path}: a sweep is named by its file; use letters, digits, '.', '_' and '-' only"
+            )
         return path
     path = CONFIGS / f"{written}.toml"
     if not path.is_file():

@@ -142,7 +142,8 @@ class Worker:
         if retrying and self._given_up(run_id):
             self.over.add(run_id)
             return None
-        lease = Lease(self.ledger.run_dir(run_id))
+        launched = self.stop.launcher is not None
+        lease = Lease(self.ledger.run_dir(run_id), self.session.session if launched else None)
         if not lease.claim():
             return None
         # Between the look and the claim another worker may have finished it, or failed it once more.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,10 @@ from analysis.figures.scaling import scaling_figure
 from analysis.figures.style import looks, nice_ticks, save
 from analysis.report import markdown, to_json
 from analysis.table import read_csv, structures_of
+from trainer.rundir import write_result
 
 ROOT = Path(__file__).parents[1]
+TRACKED = ROOT / "results" / "tables" / "lowrank_runs.csv"
 
 
 def fill_sweep(results: Path, name: str = "lowrank", gaps: int = 0) -> None:
@@ -187,9 +190,81 @@ def test_fit_by_another_convention(
     assert json.loads(capsys.readouterr().out)["runs"][0]["train_flops"] == pytest.approx(0.9e11)
 
 
+def test_without_a_name_only_tracked_tables_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_sweep(tmp_path)
+    before = contents(draw("lowrank", tmp_path, tmp_path, None, False))
+    changed = tmp_path / "runs" / "00aa77"
+    shutil.rmtree(changed)
+    write_result_of(changed, val_loss=9.0)
+    monkeypatch.setenv("SCALING_RESULTS", str(tmp_path))
+    assert command(monkeypatch, "figures", "--no-published") == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and contents([Path(line) for line in captured.out.split()]) == before
+
+
+def write_result_of(folder: Path, **changes: object) -> None:
+    folder.mkdir()
+    write_result(folder, result(folder.name, **changes))
+
+
+def test_fewer_finished_runs_replace_a_table_only_by_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_sweep(tmp_path)
+    before = contents(draw("lowrank", tmp_path, tmp_path, None, False))
+    for run_id in ("00aa77", "01aa77"):
+        shutil.rmtree(tmp_path / "runs" / run_id)
+    monkeypatch.setenv("SCALING_RESULTS", str(tmp_path))
+    options = ["figures", "lowrank", "--no-published"]
+    assert command(monkeypatch, *options) == 0
+    captured = capsys.readouterr()
+    assert contents([Path(line) for line in captured.out.split()]) == before
+    assert "10 of 12 runs finished" in captured.err and captured.err.count("\n") == 1
+    fewer = tmp_path / "elsewhere" / "lowrank.csv"
+    fewer.parent.mkdir()
+    fewer.write_text("\n".join(before["lowrank_runs.csv"].decode().splitlines()[:5]))
+    assert command(monkeypatch, "figures", str(fewer)) == 2
+    captured = capsys.readouterr()
+    assert "has 4 finished runs" in captured.err and captured.err.count("\n") == 1
+    assert command(monkeypatch, *options, "--force") == 0
+    assert len(read_csv(tmp_path / "tables" / "lowrank_runs.csv").table) == 10
+
+
+def test_a_complete_smaller_sweep_replaces_its_table_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_sweep(tmp_path)
+    draw("lowrank", tmp_path, tmp_path, None, False)
+    record = tmp_path / "sweeps" / "lowrank.json"
+    body = json.loads(record.read_text())
+    record.write_text(json.dumps(body | {"run_ids": body["run_ids"][:8]}))
+    draw("lowrank", tmp_path, tmp_path, None, False)
+    assert "8 of 8 runs finished" in capsys.readouterr().err
+    assert len(read_csv(tmp_path / "tables" / "lowrank_runs.csv").table) == 8
+
+
+def test_fit_says_where_a_table_stands_in_for_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_sweep(tmp_path)
+    draw("lowrank", tmp_path, tmp_path, None, False)
+    shutil.rmtree(tmp_path / "runs")
+    monkeypatch.setenv("SCALING_RESULTS", str(tmp_path))
+    assert command(monkeypatch, "fit", "lowrank") == 0
+    error = capsys.readouterr().err
+    assert "read from the tracked table" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["fit", "lowrank", "--results", __file__], "is no folder"),
+        (["figures", "--results", __file__], "is no folder"),
+        (["fit", "x" * 5000], "File name too long"),
+        (["fit", str(TRACKED), "--irreducible", "nan"], "--irreducible nan: must lie"),
+        (["fit", str(TRACKED), "--irreducible", "-1"], "--irreducible -1: must lie"),
         (["fit", "nothing"], "no sweep 'nothing'"),
         (["fit", "none.csv"], "no such file"),
         (["fit", "../etc"], "neither a file nor the name of a sweep"),

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from analysis.errors import AnalysisError
+from analysis.labels import family_and_budget
 from analysis.table import (
-    family_and_budget,
     parse_map,
     read_csv,
     runs_table,
@@ -161,6 +161,10 @@ def test_map_mistakes(pairs: list[str], message: str) -> None:
         (["structure,val_loss,val_loss,train_flops", "a,1,2,3"], "'val_loss' appears twice"),
         ([HEADER], "a header and no rows"),
         ([""], "is empty"),
+        (["structure;train_flops;val_loss", "a;1;2"], "separated by semicolons"),
+        (["structure\ttrain_flops\tval_loss", "a\t1\t2"], "separated by tabs"),
+        ([HEADER, "den\0se,0,1,1,2,3"], "zero bytes"),
+        ([HEADER, '"dense,0,1,1,2,3'], "is no CSV"),
     ],
 )
 def test_hostile_csv_is_answered_in_one_line(tmp_path: Path, lines: list[str], message: str) -> None:

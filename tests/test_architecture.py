@@ -18,7 +18,7 @@ ONE_HOME = ("mlflow", "optuna", "submitit")
 TORCH_FREE = [
     f"trainer.{name}"
     for name in (
-        "errors messages config presets flops rundir execution corpora batches models.structures"
+        "errors messages commandline config presets flops rundir execution corpora batches models.structures"
     ).split()
 ]
 

@@ -26,8 +26,11 @@ class CountingCorpus(Corpus):
     def train_sequences(self, indices: Indices, seq_len: int) -> Indices:
         return indices[:, None] * seq_len + np.arange(seq_len + 1)
 
-    def heldout_sequences(self, n: int, seq_len: int) -> Indices:
-        return self.train_sequences(np.arange(n), seq_len)
+    def heldout_sequences(self, start: int, stop: int, seq_len: int) -> Indices:
+        return self.train_sequences(np.arange(start, stop), seq_len)
+
+    def verify(self) -> None:
+        return None
 
     @property
     def token_bytes(self) -> None:

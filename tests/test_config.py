@@ -58,7 +58,7 @@ def test_every_field_is_part_of_the_identity(change: dict[str, Any]) -> None:
 def test_identity_is_frozen() -> None:
     """A changed hash orphans every finished run: raise SCHEMA_VERSION knowingly, never by accident."""
     assert resolve(TINY, "t").run_id("corpus") != resolve(TINY, "t").run_id("other corpus")
-    assert resolve(TINY, "t").run_id("corpus") == "a4c9f1694b1e"
+    assert resolve(TINY, "t").run_id("corpus") == "05bc1aa517fb"
 
 
 def test_budgets_are_rounded_down_to_whole_batches() -> None:
@@ -94,6 +94,8 @@ def test_train_flops_budget_is_met_from_below() -> None:
         ({"model": {"n_heads": 16}}, ["is odd"]),
         ({"model": {"n_kv_heads": 4}}, ["n_kv_heads = 4 does not divide"]),
         ({"optim": {"batch_tokens": 65}}, ["not a multiple of model.seq_len"]),
+        ({"structure": "blockshuffle-50"}, ["nearest keeps 62.5 %", "n_blocks = 2"]),
+        ({"optim": {"beta1": 1.0}}, ["optim.beta1 = 1.0"]),
         ({"tokens": 3}, ["tokens", "less than one batch"]),
         ({"optim": {"peak_lr": float("nan")}}, ["peak_lr"]),
         ({"optim": {"schedule": "linear"}}, ["optim.schedule = 'linear'", "cosine"]),
@@ -108,6 +110,13 @@ def test_mistakes_are_one_line_with_place_and_remedy(change: dict[str, Any], wor
     assert "\n" not in str(error.value)
     for word in ["run.toml" if "preset" not in change else "", *words]:
         assert word in str(error.value)
+
+
+def test_a_corpus_of_ids_drops_the_tokenizer_of_the_preset() -> None:
+    for corpus in ("synthetic", {"kind": "synthetic", "vocab_size": 32, "order": 1}):
+        config = resolve({"preset": "gpu-xs", "data": {"corpus": corpus}}, "t")
+        assert config.data.tokenizer is None
+        assert config.model.vocab_size == config.data.vocab_size
 
 
 @pytest.mark.parametrize("text", ["a = ", "\x00", "[x]\n[x]"])

@@ -72,7 +72,7 @@ def test_a_sequence_is_a_pure_function_of_its_index_and_length_only_cuts() -> No
 
 def test_training_and_held_out_sequences_differ() -> None:
     corpus = open_corpus(DataConfig(corpus=SPEC), None)  # type: ignore[arg-type]
-    train, heldout = corpus.train_sequences(np.arange(64), 40), corpus.heldout_sequences(64, 40)
+    train, heldout = corpus.train_sequences(np.arange(64), 40), corpus.heldout_sequences(0, 64, 40)
     assert train.shape == heldout.shape == (64, 41)
     assert not {row.tobytes() for row in train} & {row.tobytes() for row in heldout}
     assert corpus.n_train_tokens is None and corpus.n_train_sequences(40) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from trainer.execution import Execution
 from trainer.loop import Progress, train
 from trainer.models.transformer import Transformer
 from trainer.presets import merge, resolve
-from trainer.rundir import read_metrics, read_result, read_status
+from trainer.rundir import only_writer, read_metrics, read_result, read_status
 
 TINY: dict[str, Any] = {
     "model": {"d_model": 16, "n_layers": 2, "n_heads": 2, "seq_len": 16, "dense_first_ffn": False},
@@ -166,6 +167,65 @@ def test_all_checkpoints_damaged_is_told_and_loses_nothing(tmp_path: Path) -> No
     assert len(list_checkpoints(folder)) == 2
 
 
+def test_a_folder_that_holds_another_run_is_refused(tmp_path: Path, undisturbed: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, should_stop=stop_at(5))
+    with pytest.raises(RunDirError, match=r"holds another run \(optim.peak_lr is 0.01 there and 0.02 here\)"):
+        run(folder, optim={"peak_lr": 2e-2})
+    with pytest.raises(RunDirError, match="holds another run"):
+        run(folder, model={"d_model": 32})
+    assert run(folder) == "done"
+    with pytest.raises(RunDirError, match="holds another run"):
+        run(folder, seed=2)
+    (folder / "config.json").unlink()
+    with pytest.raises(RunDirError, match="holds the result of run"):
+        run(folder, seed=2)
+    assert_same_outcome(folder, undisturbed)
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with only_writer(folder), pytest.raises(RunDirError, match="another process is training"):
+        run(folder)
+    assert run(folder) == "done"
+
+
+def test_what_a_kill_in_a_save_leaves_is_removed(tmp_path: Path, undisturbed: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, should_stop=stop_at(5))
+    leftovers = [folder / "checkpoints" / name for name in (".step-9.abc.tmp", "step-000000009.safetensors")]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    assert run(folder) == "done"
+    assert not any(path.exists() for path in leftovers)
+    assert_same_outcome(folder, undisturbed)
+
+
+def test_spoilt_metrics_lines_do_not_stop_a_resume(tmp_path: Path, undisturbed: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, should_stop=stop_at(9))
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join([*lines[:3], "\0" * 40 + "\n", *lines[4:]]))
+    assert run(folder) == "done"
+    assert losses(folder) == [line for line in losses(undisturbed) if line[0] != 4]
+
+
+def test_each_attempt_leaves_its_environment(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, should_stop=stop_at(2))
+    run(folder, should_stop=stop_at(2))
+    run(folder)
+    environment = json.loads((folder / "env.json").read_text())
+    assert len(environment["earlier_attempts"]) == 2
+    assert environment["packages"]["torch"].startswith("2.13")
+
+
+def test_what_the_corpus_cannot_give_is_told_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.vocab_size = 8 is less than the 32 ids"):
+        run(tmp_path / "run", model={"vocab_size": 8})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_changed_result_is_refused(tmp_path: Path, undisturbed: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -185,7 +245,8 @@ def test_a_run_that_explodes_is_diverged_before_the_update(tmp_path: Path) -> No
     assert result is not None
     assert result["state"] == "diverged"
     assert result["val_loss"] is None
-    assert 0 < result["diverged_step"] < 30
+    assert 0 < result["diverged_step"] < result["steps"] <= 30
+    assert result["tokens"] == result["steps"] * 64
     assert read_status(folder)["state"] == "diverged"
     assert run(folder, optim={"peak_lr": 9.0, "clip": 1e9, "warmup_fraction": 0.0}) == "diverged"
     network = Transformer(resolve(TINY, "t").model)
@@ -199,6 +260,15 @@ def test_the_micro_batch_changes_only_rounding(tmp_path: Path, undisturbed: Path
     run(folder, Execution(device="cpu", threads=1, micro_batch=micro))
     for (_, a, _), (_, b, _) in zip(losses(folder), losses(undisturbed), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_compiling_changes_only_rounding(tmp_path: Path, undisturbed: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, Execution(device="cpu", threads=1, compile=True))
+    for (_, a, _), (_, b, _) in zip(losses(folder), losses(undisturbed), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
 
 
 def test_accumulation_over_uneven_wishes_uses_a_divisor(tmp_path: Path) -> None:

@@ -90,6 +90,24 @@ def test_a_lease_of_a_dead_process_is_stale_at_once(tmp_path: Path) -> None:
     assert Lease(tmp_path).claim()
 
 
+def test_what_a_sibling_left_when_it_died_is_its_launchers_to_judge(tmp_path: Path) -> None:
+    assert Lease(tmp_path, session="s").claim()
+    pid, start = dead_process()
+    edit_lease(tmp_path, pid=pid, process_start=start)
+    assert not Lease(tmp_path, session="s").claim()
+    assert Lease(tmp_path, session="another").claim()
+
+
+def test_a_run_that_keeps_killing_workers_fails_even_if_nobody_could_say_so(results: Path) -> None:
+    ledger = Ledger(results)
+    ledger.run_dir("r").mkdir(parents=True)
+    write_status(ledger.run_dir("r"), {"state": "running"})
+    ledger.count_failure("r", "killed", session="s")
+    assert ledger.state("r").state == "preempted"
+    ledger.count_failure("r", "killed", session="t")
+    assert (ledger.state("r").state, ledger.state("r").message) == ("failed", "killed")
+
+
 def test_a_reused_process_id_does_not_keep_a_lease_alive(tmp_path: Path) -> None:
     assert Lease(tmp_path).claim()
     edit_lease(tmp_path, pid=os.getpid(), process_start="another time")

@@ -115,9 +115,11 @@ class Lab:
         from conftest import TINY
 
         text = TINY.replace('["dense", "lowrank-63"]', '["dense"]').replace("[1, 2]", str(seeds))
-        self.file.write_text(text)
+        if not self.file.exists():
+            self.file.write_text(text)
         self.script = folder / "worker.py"
-        self.script.write_text(TRAINER.format(root=str(TESTS.parent), tests=str(TESTS)))
+        if not self.script.exists():
+            self.script.write_text(TRAINER.format(root=str(TESTS.parent), tests=str(TESTS)))
         self.command = [sys.executable, str(self.script)]
         self.layout = Layout(({},) * slots, Execution(device="cpu", threads=1), Setting("a processor", 1))
         self.view = Recorder()

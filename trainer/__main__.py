@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
+from trainer.commandline import HELP, run_app
 from trainer.errors import ConfigError, TrainerError
+from trainer.execution import Execution
+from trainer.messages import validation_line
 from trainer.presets import PRESETS, Partial, load_toml, merge, resolve
 
 app = typer.Typer(
@@ -18,13 +22,14 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=HELP,
 )
 bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help=f"Named size: {', '.join(PRESETS)}.")]
 StructureOption = Annotated[
-    str | None, typer.Option("--structure", help="dense, lowrank-63, blockdense-32, blockshuffle-50 ...")
+    str | None, typer.Option("--structure", help="dense, lowrank-50, blockdense-63, blockshuffle-32 ...")
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with RunConfig keys.")]
 SetOption = Annotated[
@@ -60,6 +65,13 @@ def _partial(
     return given
 
 
+def _execution(**given: Any) -> Execution:
+    try:
+        return Execution.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(validation_line(error, Execution, "command line")) from None
+
+
 @app.command()
 def describe(
     preset: PresetOption = None,
@@ -82,7 +94,10 @@ def describe(
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option("--out", help="Run folder; an unfinished one is resumed.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Run folder, default RESULTS/runs/RUN_ID; an unfinished one is resumed."),
+    ] = None,
     preset: PresetOption = None,
     structure: StructureOption = None,
     config: ConfigOption = None,
@@ -96,11 +111,10 @@ def train(
 ) -> None:
     """Train one run into a folder; Ctrl-C checkpoints, the same command resumes."""
     from trainer.corpora import fingerprint, prepare
-    from trainer.execution import Execution
     from trainer.terminal import Terminal, stop_on_signals
 
     run = resolve(_partial(config, preset, structure, set_), str(config or preset or "command line"))
-    execution = Execution(
+    execution = _execution(
         device=device,
         threads=threads,
         micro_batch=micro_batch,
@@ -108,20 +122,22 @@ def train(
         checkpoint_seconds=checkpoint_seconds,
     )
     corpus = prepare(run.data, results)
+    run_id = run.run_id(fingerprint(run.data))
+    folder = out if out is not None else results / "runs" / run_id
     from trainer.loop import train as train_run
 
     with Terminal() as terminal:
         state = train_run(
             run,
             corpus,
-            out,
-            run.run_id(fingerprint(run.data)),
+            folder,
+            run_id,
             execution,
             should_stop=stop_on_signals(),
             on_progress=terminal.show,
         )
-    terminal.summary(state, out)
-    raise typer.Exit({"done": 0, "preempted": 130}.get(state, 1))
+    terminal.summary(state, folder)
+    sys.exit({"done": 0, "preempted": 130}.get(state, 1))
 
 
 @app.command()
@@ -136,6 +152,7 @@ def data(
     config: ConfigOption = None,
     set_: SetOption = None,
     results: ResultsOption = Path("results"),
+    verify: Annotated[bool, typer.Option("--verify", help="Also read every token file again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Prepare a corpus (tokenizer, splits, token files); resumes where it was stopped."""
@@ -147,6 +164,8 @@ def data(
         source = str(config or preset or "command line")
         wanted = resolve(_partial(config, preset, None, set_), source).data
     corpus = prepare(wanted, results, progress=not as_json)
+    if verify:
+        corpus.verify()
     facts = {
         "corpus": corpus.label,
         "fingerprint": corpus.fingerprint,
@@ -182,7 +201,6 @@ def bench_train(
 ) -> None:
     """Whole training steps on random tokens: medians over interleaved repeats."""
     from trainer.bench import bench_train as measure
-    from trainer.execution import Execution
 
     model = {
         "d_model": d_model,
@@ -207,9 +225,7 @@ def bench_train(
         for precision in precisions.split(",")
     ]
     modes = (False, True) if compile_ else (False,)
-    executions = [
-        Execution.model_validate({"device": device, "threads": threads, "compile": m}) for m in modes
-    ]
+    executions = [_execution(device=device, threads=threads, compile=mode) for mode in modes]
     rows = measure(configs, executions, warmup, steps, repeats)
     if as_json:
         print(json.dumps(rows))
@@ -225,11 +241,7 @@ def bench_train(
 
 def main() -> None:
     """Run the command line; a user mistake becomes one red line and exit code 2."""
-    try:
-        app()
-    except TrainerError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
+    run_app(app, "trainer", (TrainerError,))
 
 
 if __name__ == "__main__":

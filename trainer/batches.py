@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.config import RunConfig
 from trainer.corpora.corpus import Corpus
-from trainer.errors import CorpusError
+from trainer.errors import ConfigError, CorpusError
 from trainer.rng import Permutation, integer
 
 Indices = NDArray[np.int64]
@@ -42,6 +43,29 @@ def sequence_indices(
         permutation = Permutation(n_sequences, seed, f"order {corpus_fingerprint} {int(epoch)}")
         out[chosen] = permutation(numbers[chosen] % n_sequences)
     return out
+
+
+def heldout_windows(config: RunConfig) -> int:
+    """Held-out sequences that a run is measured on."""
+    return max(2, config.eval.tokens // config.model.seq_len)
+
+
+def check_corpus(config: RunConfig, corpus: Corpus) -> Batches:
+    """The batches of a run, once everything that it will ask of its corpus is known to be there.
+
+    Raises CorpusError for too few training or held-out tokens, ConfigError for too small a vocabulary; before
+    the first step rather than after the last.
+    """
+    if corpus.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size = {config.model.vocab_size} is less than the {corpus.vocab_size} ids of "
+            f"{corpus.label}; leave it out to have it fit"
+        )
+    length = config.model.seq_len
+    batches = Batches(corpus, config.seed, length, config.batch_sequences, config.data.max_epochs)
+    batches.check(config.steps)
+    corpus.check_heldout(heldout_windows(config), length)
+    return batches
 
 
 class Batches:

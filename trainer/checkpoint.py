@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.errors import CheckpointError
-from trainer.rundir import CHECKPOINTS, io_errors, write_json
+from trainer.rundir import CHECKPOINTS, io_errors, sync_folder, write_json
 
 KEEP = 2
 
@@ -64,6 +64,7 @@ def save_checkpoint(
             save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temp)
             digest = _sync_and_hash(temp)
             os.replace(temp, path)
+            sync_folder(folder)
         except SafetensorError as error:
             # The writer reports a full disk in its own exception type.
             raise CheckpointError(
@@ -75,6 +76,15 @@ def save_checkpoint(
     for old in list_checkpoints(run_dir)[KEEP:]:
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink(missing_ok=True)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Delete what a kill in the middle of a save left behind; only the owner of the run may call it."""
+    for path in (run_dir / CHECKPOINTS).glob(".step-*.tmp"):
+        path.unlink(missing_ok=True)
+    for path in (run_dir / CHECKPOINTS).glob("step-*.safetensors"):
+        if not path.with_suffix(".json").exists():
+            path.unlink(missing_ok=True)
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -99,10 +109,11 @@ def load_checkpoint(
     for path in candidates:
         problem, sidecar = _verify(path)
         if sidecar is None:
-            rejected.append(f"{path}: {problem}; falling back to the one before")
+            rejected.append(f"{path}: {problem}")
             continue
         _restore(load_file(path), network, optimizer, accumulators)
-        return LoopState(**{key: sidecar[key] for key in vars(LoopState())}), rejected
+        state = LoopState(**{key: sidecar[key] for key in vars(LoopState())})
+        return state, [f"{line}; falling back to the one before" for line in rejected]
     if candidates:
         raise CheckpointError(
             f"{run_dir / CHECKPOINTS}: all {len(candidates)} checkpoints are damaged ({rejected[0]}); "

@@ -28,6 +28,7 @@ SCHEMA_VERSION = 1
 """Raised when the meaning of a field changes, so that old results are never served for it."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -97,6 +98,11 @@ class ModelConfig(_Frozen):
             raise ValueError(f"head width attn_dim / n_heads = {self.head_dim} is odd; RoPE needs it even")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+        if self.n_layers == 1 and self.dense_first_ffn and self.structure.kind != "dense":
+            raise ValueError(
+                f"structure {self.structure.kind} would change nothing: n_layers = 1, and dense_first_ffn "
+                f"keeps that layer's FFN dense; set dense_first_ffn = false"
+            )
         for d_in, d_out in ((self.d_model, self.d_ff), (self.d_ff, self.d_model)):
             self.structure.factor_shapes(d_in, d_out)
         return self
@@ -119,9 +125,9 @@ class OptimConfig(_Frozen):
     """Learning rate at the end of the warm-up."""
     batch_tokens: Positive
     """Tokens in one global batch (one optimizer step), a multiple of seq_len."""
-    beta1: Fraction = 0.9
+    beta1: Decay = 0.9
     """Decay of the first moment."""
-    beta2: Fraction = 0.95
+    beta2: Decay = 0.95
     """Decay of the second moment."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
@@ -153,7 +159,7 @@ class EvalConfig(_Frozen):
     """The held-out measurement that becomes the run's val_loss."""
 
     tokens: Positive = 131_072
-    """Held-out tokens, the same for every run on the same corpus, seq_len and seed."""
+    """Held-out tokens, the same for every run on the same corpus and seq_len."""
 
 
 class RunConfig(_Frozen):

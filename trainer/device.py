@@ -19,9 +19,8 @@ PEAK_BF16_FLOPS = {
     "L40S": 362e12,
     "A6000": 155e12,
     "RTX 4090": 165e12,
-    "V100": 125e12,
 }
-"""Datasheet dense half-precision rates by a part of the device's name; the first match counts."""
+"""Datasheet dense bf16 rates by a part of the device's name; the first match counts."""
 
 
 def select_device(execution: Execution, local_rank: int = 0) -> torch.device:
@@ -31,7 +30,10 @@ def select_device(execution: Execution, local_rank: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"execution.device = '{name}', but no CUDA device is visible; use 'cpu' or 'auto'")
-    return torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
+    device = torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"{device} is asked for, but {torch.cuda.device_count()} CUDA devices are visible")
+    return device
 
 
 def prepare_device(execution: Execution, device: torch.device) -> None:
@@ -40,10 +42,11 @@ def prepare_device(execution: Execution, device: torch.device) -> None:
         torch.set_num_threads(execution.threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        # Bit-identical resume needs them; without the workspace setting cuBLAS may still differ.
+        # Bit-identical resume needs all three: cuBLAS differs without its workspace setting, and attention
+        # takes a deterministic backward only where others are forbidden, not merely warned of.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:

@@ -37,6 +37,12 @@ class World:
         dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return tuple(bool(value) for value in raised.tolist())
 
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Add up over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Average over the processes, in place."""
         if self.size > 1:
@@ -50,10 +56,14 @@ class World:
             dist.barrier()
 
 
+ALONE = World()
+"""A run that one process trains."""
+
+
 def world_from_environment() -> World:
     """Read RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them; alone where they are absent."""
     if "WORLD_SIZE" not in os.environ:
-        return World()
+        return ALONE
     try:
         world = World(
             rank=int(os.environ["RANK"]),

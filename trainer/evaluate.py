@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from trainer.batches import heldout_windows
 from trainer.config import RunConfig
 from trainer.corpora import Corpus
 from trainer.device import autocast
+from trainer.distributed import ALONE, World
 from trainer.models.transformer import Transformer
 
 
@@ -39,34 +41,38 @@ def evaluate(
     config: RunConfig,
     batch: int,
     device: torch.device,
+    world: World = ALONE,
     tick: Callable[[int, int], bool] = lambda done, total: False,
 ) -> Evaluation:
     """Measure the network on the first eval.tokens held-out tokens, `batch` sequences at a time.
 
-    `tick(done, total)` is told the sequences done; where it returns True, Interrupted is raised.
+    Several processes share the windows.  `tick(done, total)` is told the sequences done; where it returns
+    True, Interrupted is raised.
     """
-    length = config.model.seq_len
-    windows = corpus.heldout_sequences(max(2, config.eval.tokens // length), length)
-    byte_count = 0
-    means = []
+    length, total = config.model.seq_len, heldout_windows(config)
+    means = torch.zeros(total, dtype=torch.float64, device=device)
+    byte_count = torch.zeros((), dtype=torch.float64, device=device)
     network.eval()
-    for start in range(0, len(windows), batch):
-        if tick(start, len(windows)):
+    for first in range(0, total, batch * world.size):
+        if tick(first, total):
             raise Interrupted
-        part = windows[start : start + batch]
+        start = min(total, first + world.rank * batch)
+        stop = min(total, start + batch)
+        if start == stop:
+            continue
+        part = corpus.heldout_sequences(start, stop, length)
         tokens = torch.from_numpy(part).to(device)
         with autocast(config, device):
             losses = network(tokens[:, :-1], tokens[:, 1:])
-        means.append(losses.double().mean(dim=1).cpu())
+        means[start:stop] = losses.double().mean(dim=1)
         if corpus.token_bytes is not None:
             byte_count += int(corpus.token_bytes[part[:, 1:]].sum())
     network.train()
-    mean = torch.cat(means)
-    loss = float(mean.mean())
-    count = len(windows) * length
+    means, byte_count = world.sum(means).cpu(), world.sum(byte_count).cpu()
+    loss, tokens_seen = float(means.mean()), total * length
     return Evaluation(
         loss=loss,
-        loss_se=float(mean.std()) / math.sqrt(len(mean)),
-        bits_per_byte=loss * count / (byte_count * math.log(2)) if byte_count else None,
-        tokens=count,
+        loss_se=float(means.std()) / math.sqrt(total),
+        bits_per_byte=loss * tokens_seen / (float(byte_count) * math.log(2)) if byte_count > 0 else None,
+        tokens=tokens_seen,
     )

@@ -18,8 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.batches import Batches
-from trainer.checkpoint import LoopState, load_checkpoint, save_checkpoint
+from trainer.batches import check_corpus
+from trainer.checkpoint import (
+    LoopState,
+    list_checkpoints,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
 from trainer.config import RunConfig
 from trainer.corpora import Corpus
 from trainer.device import cpu_has_bf16, device_name, peak_flops, prepare_device, select_device
@@ -27,19 +33,20 @@ from trainer.distributed import World, process_group, world_from_environment
 from trainer.evaluate import Evaluation, Interrupted, evaluate
 from trainer.execution import Execution
 from trainer.flops import flops_per_token
+from trainer.ownership import check_owner
 from trainer.provenance import environment
 from trainer.result import build_result
 from trainer.rundir import (
     CONFIG,
-    ENV,
     METRICS,
     append_metrics,
-    io_errors,
+    only_writer,
     read_result,
     read_status,
+    record_environment,
+    record_failure,
     truncate_metrics,
     write_atomic,
-    write_json,
     write_result,
     write_status,
 )
@@ -79,16 +86,26 @@ def train(
 ) -> str:
     """Train a run to its end, resuming from its folder; returns its state: done, diverged or preempted.
 
-    A finished run is left untouched.  `should_stop` is asked after every step: when it says yes the run
-    checkpoints and becomes `preempted`.  Raises TrainerError for what a user can mend.
+    A finished run is left untouched, a folder that holds another run is refused.  `should_stop` is asked
+    after every step: when it says yes the run checkpoints and becomes `preempted`.  Raises TrainerError for
+    what a user can mend.
     """
+    check_owner(run_dir, config, run_id, corpus.fingerprint)
     if (finished := read_result(run_dir)) is not None:
         return str(finished["state"])
     world = world_from_environment()
     device = select_device(execution, world.local_rank)
     prepare_device(execution, device)
-    with process_group(world, device):
-        return _Run(config, corpus, run_dir, run_id, execution, world, device, should_stop, on_progress).run()
+    with only_writer(run_dir, world.is_main), process_group(world, device):
+        try:
+            attempt = _Run(
+                config, corpus, run_dir, run_id, execution, world, device, should_stop, on_progress
+            )
+            return attempt.run()
+        except Exception as error:
+            if world.is_main:
+                record_failure(run_dir, error)
+            raise
 
 
 class _Run:
@@ -109,11 +126,9 @@ class _Run:
         self.config, self.corpus, self.run_dir, self.run_id = config, corpus, run_dir, run_id
         self.execution, self.world, self.device = execution, world, device
         self.should_stop, self.on_progress = should_stop, on_progress
-        self.batches = Batches(
-            corpus, config.seed, config.model.seq_len, config.batch_sequences, config.data.max_epochs
-        )
-        self.batches.check(config.steps)
-        self.step = TrainStep(config, execution, device, world)
+        self.batches = check_corpus(config, corpus)
+        fresh = not list_checkpoints(run_dir)
+        self.step = TrainStep(config, execution, device, world, draw_weights=fresh)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.state = LoopState()
         self.attempt = int(read_status(run_dir).get("attempt", 0)) + 1
@@ -130,7 +145,13 @@ class _Run:
         if outcome == "done":
             try:
                 evaluation = evaluate(
-                    self.step.network, self.corpus, self.config, self.step.micro, self.device, self._eval_tick
+                    self.step.network,
+                    self.corpus,
+                    self.config,
+                    self.step.micro,
+                    self.device,
+                    self.world,
+                    self._eval_tick,
                 )
             except Interrupted:
                 outcome = "preempted"
@@ -152,11 +173,10 @@ class _Run:
             self.state = state
             notes.append(f"resumed at step {state.step} of {self.config.steps}")
         if self.world.is_main:
-            with io_errors(self.run_dir):
-                self.run_dir.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.run_dir)
             if not (self.run_dir / CONFIG).exists():
                 write_atomic(self.run_dir / CONFIG, self.config.canonical_json() + "\n")
-            write_json(self.run_dir / ENV, environment(device_name(self.device), torch.get_num_threads()))
+            record_environment(self.run_dir, environment(device_name(self.device), torch.get_num_threads()))
             if (self.run_dir / METRICS).exists():
                 truncate_metrics(self.run_dir, self.state.logged_step)
             self._write_status("running")

@@ -30,7 +30,12 @@ def _paper(d_model: int, n_layers: int, n_heads: int, peak_lr: float, tokens: in
             "vocab_size": 32_000, "seq_len": 1024,
         },
         "data": {
-            "corpus": {"kind": "hf", "name": "tiiuae/falcon-refinedweb", "text_field": "content"},
+            # 26 G tokens of training and held-out text at 4 to 5 bytes a token.
+            "corpus": {
+                "kind": "hf", "name": "tiiuae/falcon-refinedweb", "text_field": "content",
+                "max_bytes": 130_000_000_000,
+            },
+            "heldout_fraction": 0.025,
             "tokenizer": {"kind": "file", "path": "tokenizers/llama-7b.json"},
         },
         "optim": {
@@ -85,7 +90,7 @@ PRESETS: dict[str, Partial] = {
 class Budget(BaseModel):
     """How long to train: exactly one of tokens, tokens_per_param and train_flops."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     tokens: int | None = Field(default=None, gt=0)
     """Training tokens."""
@@ -128,7 +133,14 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Partial:
         old = merged.get(key)
         deep = isinstance(value, Mapping) and isinstance(old, Mapping) and "kind" not in value
         merged[key] = merge(old, value) if deep and isinstance(old, Mapping) else value
+    if "corpus" in top and "tokenizer" not in top and _corpus_kind(top["corpus"]) in ("synthetic", "tokens"):
+        # These corpora are ids already: a tokenizer that came with the old corpus goes with it.
+        merged.pop("tokenizer", None)
     return merged
+
+
+def _corpus_kind(corpus: Any) -> Any:
+    return corpus.get("kind") if isinstance(corpus, Mapping) else corpus
 
 
 def preset(name: str) -> Partial:

@@ -20,9 +20,18 @@ def code_version() -> dict[str, str | None]:
     """Commit of the code and a hash of its uncommitted changes; None outside a git checkout."""
     root = Path(__file__).resolve().parent.parent
     commit = _git(root, "rev-parse", "HEAD")
-    diff = _git(root, "diff", "HEAD", "--", "*.py", "*.toml")
-    dirty = hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None
-    return {"git_sha": commit.strip() if commit else None, "git_diff": dirty}
+    if commit is None:
+        return {"git_sha": None, "git_diff": None}
+    digest = hashlib.sha256()
+    changes = _git(root, "diff", "HEAD", "--", "*.py", "*.toml") or ""
+    untracked = (
+        _git(root, "ls-files", "--others", "--exclude-standard", "--", "*.py", "*.toml") or ""
+    ).split()
+    digest.update(changes.encode())
+    for name in untracked:
+        digest.update(name.encode() + b"\0" + (root / name).read_bytes())
+    dirty = digest.hexdigest()[:12] if changes or untracked else None
+    return {"git_sha": commit.strip(), "git_diff": dirty}
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from trainer.config import SCHEMA_VERSION, RunConfig
 from trainer.corpora import Corpus
 from trainer.evaluate import Evaluation
-from trainer.flops import CONVENTIONS, describe, train_flops
+from trainer.flops import CONVENTIONS, describe, flops_per_token
 from trainer.presets import run_labels
 
 
@@ -23,8 +23,14 @@ def build_result(
     steps_done: int,
     diverged_step: int | None,
 ) -> dict[str, Any]:
-    """Gather what a finished (`done`) or `diverged` run leaves; a diverged run has no val_loss."""
+    """Gather what a finished (`done`) or `diverged` run leaves.
+
+    A diverged run has no val_loss, and its tokens and FLOPs are those it spent.
+    """
     counts = describe(config)
+    tokens = steps_done * config.optim.batch_tokens
+    spent = {name: tokens * flops_per_token(config.model, name) for name in CONVENTIONS}
+    counts |= {"tokens": tokens, "steps": steps_done, "train_flops": spent["paper"]}
     return {
         "run_id": run_id,
         "schema": SCHEMA_VERSION,
@@ -41,7 +47,7 @@ def build_result(
         **counts,
         "batch_tokens": config.optim.batch_tokens,
         "peak_lr": config.optim.peak_lr,
-        "flops": {name: train_flops(config, name) for name in CONVENTIONS},
+        "flops": spent,
         "train_loss": train_loss,
         "val_loss": evaluation.loss if evaluation else None,
         "val_loss_se": evaluation.loss_se if evaluation else None,

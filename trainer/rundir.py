@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,8 +46,7 @@ def io_errors(path: Path) -> Iterator[None]:
             errno.EACCES: "make it writable or choose another folder with --results",
             errno.EPERM: "make it writable or choose another folder with --results",
         }.get(error.errno or 0)
-        if remedy is None:
-            raise
+        remedy = remedy or "choose another folder"
         raise RunDirError(f"{path}: {os.strerror(error.errno or 0)}; {remedy}") from error
 
 
@@ -61,9 +61,19 @@ def write_atomic(path: Path, data: str | bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temp, path)
+            sync_folder(path.parent)
         except BaseException:
             temp.unlink(missing_ok=True)
             raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in a folder outlive a power failure, where the system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -127,6 +137,49 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
     return result
 
 
+def record_environment(run_dir: Path, environment: dict[str, Any]) -> None:
+    """Write env.json; what earlier attempts ran with stays in it, under `earlier_attempts`."""
+    earlier = read_json(run_dir / ENV) or {}
+    history = [*earlier.pop("earlier_attempts", []), *([earlier] if earlier else [])]
+    write_json(run_dir / ENV, {**environment, "earlier_attempts": history} if history else environment)
+
+
+def record_failure(run_dir: Path, error: Exception) -> None:
+    """Leave error.txt and the state `failed`; a disk that takes neither has already told its own error."""
+    report = "".join(traceback.format_exception(error))
+    try:
+        (run_dir / ERROR).write_text(report, encoding="utf-8")
+        write_status(run_dir, {**read_status(run_dir), "state": "failed", "message": str(error)})
+    except (OSError, RunDirError):
+        return
+
+
+@contextmanager
+def only_writer(run_dir: Path, is_main: bool = True) -> Iterator[None]:
+    """Hold the folder for one training process (the main one of several); make it where it is not there.
+
+    Raises RunDirError where another process holds it, or it cannot be written.
+    """
+    if not is_main:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run_dir / ".train.lock")
+    with io_errors(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunDirError(
+                f"{run_dir}: another process is training this run; wait for it or choose another folder"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def append_metrics(run_dir: Path, line: dict[str, Any]) -> None:
     """Append one line to metrics.jsonl, flushed at once: a kill tears at most the last line."""
     path = run_dir / METRICS
@@ -135,13 +188,24 @@ def append_metrics(run_dir: Path, line: dict[str, Any]) -> None:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl; a torn last line, as a kill leaves it, is dropped."""
+    """All good lines of metrics.jsonl.
+
+    A torn last line, as a kill leaves it, and lines that a failing disk spoilt are dropped: metrics are for
+    looking at, the result does not come from them.
+    """
     try:
         text = (run_dir / METRICS).read_bytes()
     except FileNotFoundError:
         return []
-    lines = text.split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    metrics = []
+    for line in text.split(b"\n")[:-1]:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and "step" in value:
+            metrics.append(value)
+    return metrics
 
 
 def truncate_metrics(run_dir: Path, step: int) -> None:

@@ -22,14 +22,24 @@ from trainer.schedule import learning_rate
 class TrainStep:
     """The network with its optimizer, and the update of one step.
 
+    With `draw_weights` false they are left for a checkpoint to fill in.
+
     Raises ConfigError where the global batch does not divide over the processes.
     """
 
-    def __init__(self, config: RunConfig, execution: Execution, device: torch.device, world: World) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        execution: Execution,
+        device: torch.device,
+        world: World,
+        draw_weights: bool = True,
+    ) -> None:
         self.config, self.device, self.world = config, device, world
         self.micro = micro_batch(config, execution, device, world.size)
         self.network = Transformer(config.model, attention_kernel(config, execution, device))
-        initialise(self.network, config.seed)
+        if draw_weights:
+            initialise(self.network, config.seed)
         self.network.to(device)
         self.optimizer = build_optimizer(self.network, config.optim)
         self.guard = DivergenceGuard(config.optim.diverge_ratio * math.log(config.model.vocab_size), device)
@@ -38,7 +48,9 @@ class TrainStep:
             self.forward = torch.compile(self.forward)  # type: ignore[assignment]
         if world.size > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self.forward = nn.parallel.DistributedDataParallel(self.forward, device_ids=ids)
+            self.forward = nn.parallel.DistributedDataParallel(
+                self.forward, device_ids=ids, broadcast_buffers=False
+            )
 
     def __call__(
         self, step: int, inputs: NDArray[np.int64], targets: NDArray[np.int64]

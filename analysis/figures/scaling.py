@@ -17,6 +17,7 @@ from analysis.digits import with_error
 from analysis.figures.style import (
     ONE_COLUMN,
     TWO_COLUMNS,
+    Line,
     Look,
     house_style,
     log_flops_axis,
@@ -29,9 +30,9 @@ from analysis.laws import Array
 CURVE_POINTS = 120
 X_MARGIN, Y_MARGIN, LEGEND_ROOM = 0.12, 0.08, 0.14
 # More structures than this leave no free corner for the legend: it goes under the panel.
-INSIDE = 4
+INSIDE, LEGEND_LETTERS = 4, 32
 GREY = "#555555"
-DASHES = (0, (3, 1.5))
+DASHES: Line = (0, (3, 1.5))
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class _Window:
 
 
 def scaling_figure(ours: Analysis, published: Analysis | None = None, source: str = "") -> Figure:
-    """Draw loss over training FLOPs, log-log, one colour a structure.
+    """Draw loss over training FLOPs, log-log, one colour a structure, shades of it for its variants.
 
     Points are runs (mean and standard error over seeds where there are several). Solid lines are the power
     law with its 95 % band, dashed lines the law with an irreducible loss, drawn only where it is identified.
@@ -63,10 +64,9 @@ def scaling_figure(ours: Analysis, published: Analysis | None = None, source: st
     width = max(window.width for window in windows)
     with house_style():
         size = (ONE_COLUMN, 3.1) if published is None else (TWO_COLUMNS, 3.3)
-        entries = max(len(panel.structures) for panel in panels)
-        beneath = entries > INSIDE
+        beneath = max(map(_legend_lines, panels)) > INSIDE
         if beneath:
-            size = (size[0], size[1] + 0.15 * (entries + 2))
+            size = (size[0], size[1] + 0.15 * (max(map(_legend_lines, panels)) + 2))
         figure = Figure(figsize=size)
         rows = figure.subplots(1, len(panels), squeeze=False)[0]
         chosen = looks([label for panel in panels for label in panel.structures])
@@ -112,7 +112,7 @@ def _window(panel: Analysis) -> _Window:
     x = np.log10(panel.runs.table["train_flops"].to_numpy(np.float64))
     y = np.log10(panel.runs.table["val_loss"].to_numpy(np.float64))
     width, height = max(float(np.ptp(x)), 0.3), max(float(np.ptp(y)), 0.02)
-    entries = len(panel.structures) if len(panel.structures) <= INSIDE else 0
+    entries = _legend_lines(panel) if _legend_lines(panel) <= INSIDE else 0
     left = (float(x.min()) + float(x.max()) - width) / 2
     bottom = (float(y.min()) + float(y.max()) - height) / 2
     room = Y_MARGIN + LEGEND_ROOM * entries / 4
@@ -129,17 +129,15 @@ def _draw(axes: Axes, panel: Analysis, chosen: dict[str, Look]) -> None:
         look = chosen[label]
         flops, _ = points(panel.runs.table, label)
         grid = np.geomspace(flops.min(), flops.max(), CURVE_POINTS)
-        _curve(axes, panel.power[label], grid, look, "-")
+        _curve(axes, panel.power[label], grid, look, look.line)
         _curve(axes, panel.irreducible[label], grid, look, DASHES)
         _points(axes, panel.runs.table[panel.runs.table["structure"] == label], look)
 
 
-def _curve(
-    axes: Axes, fit: Fit | Refusal, grid: Array, look: Look, line: str | tuple[int, tuple[float, float]]
-) -> None:
+def _curve(axes: Axes, fit: Fit | Refusal, grid: Array, look: Look, line: Line) -> None:
     if isinstance(fit, Refusal) or not fit.identified:
         return
-    solid = line == "-"
+    solid = line != DASHES
     # The dashes are the heavier, since they would vanish where the two laws agree.
     axes.plot(
         grid, fit.predict(grid), color=look.colour, linestyle=line, linewidth=0.8 if solid else 1.5, zorder=3
@@ -164,9 +162,8 @@ def _points(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
         elif "val_loss_se" in cell and math.isfinite(float(cell["val_loss_se"].iloc[0])):
             error = float(cell["val_loss_se"].iloc[0])
         axes.errorbar(
-            [float(str(flops))], [losses.mean()], yerr=error, marker=look.marker, color=look.colour,
-            markerfacecolor=look.colour if look.filled else "white", markeredgewidth=1.0,
-            elinewidth=0.8, linestyle="none", zorder=5,
+            [float(str(flops))], [losses.mean()], yerr=error, color=look.colour,
+            **look.marker_style(), markeredgewidth=1.0, elinewidth=0.8, linestyle="none", zorder=5,
         )  # fmt: skip
 
 
@@ -180,10 +177,10 @@ def _legend(axes: Axes, panel: Analysis, chosen: dict[str, Look], beneath: bool)
                 [],
                 [],
                 color=look.colour,
-                marker=look.marker,
                 linewidth=1.0 if fitted else 0,
-                markerfacecolor=look.colour if look.filled else "white",
+                linestyle=look.line,
                 label=_entry(label, fit),
+                **look.marker_style(),
             )
         )
     if any(isinstance(fit, Fit) and fit.identified for fit in panel.irreducible.values()):
@@ -196,7 +193,23 @@ def _legend(axes: Axes, panel: Analysis, chosen: dict[str, Look], beneath: bool)
     axes.legend(handles=handles, title=title, title_fontsize=7, alignment="left", **place)
 
 
+def _legend_lines(panel: Analysis) -> int:
+    """Lines that the curves need in the legend."""
+    return sum(1 + _wrapped(label).count("\n") for label in panel.structures)
+
+
+def _wrapped(label: str) -> str:
+    """A label broken between its parts, so that the legend stays within its panel."""
+    lines = [""]
+    for part in label.split(", "):
+        joined = f"{lines[-1]}, {part}".removeprefix(", ")
+        fits = len(joined) <= LEGEND_LETTERS or not lines[-1]
+        lines = [*lines[:-1], joined] if fits else [*lines[:-1], f"{lines[-1]},", f"  {part}"]
+    return "\n".join(lines)
+
+
 def _entry(label: str, fit: Fit | Refusal) -> str:
+    label = _wrapped(label)
     if isinstance(fit, Refusal):
         return f"{label}  ({fit.n} run{'s' if fit.n > 1 else ''}, no fit)"
     error = fit.standard_errors["alpha"] if fit.standard_errors else None

@@ -6,9 +6,9 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -16,8 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from analysis.labels import base_and_variant, family_and_budget, structure_order
 from analysis.output import write_if_changed
-from analysis.table import family_and_budget, structure_order
+
+Line = Literal["-"] | tuple[float, Sequence[float]]
+Fill = Literal["full", "left", "right", "top"]
 
 # Okabe and Ito's eight colours, told apart with every common colour blindness.  A family keeps one hue:
 # the larger budget darker, the smaller lighter.
@@ -31,6 +34,11 @@ OTHER_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2", "#56B4E9
 FAMILY_MARKERS = {"dense": "o", "lowrank": "s", "blockdense": "D", "blockshuffle": "^"}
 OTHER_MARKERS = ("v", "P", "X", "<", ">", "h")
 SMALL_BUDGET = 50
+# Variants of one structure (`dense, peak_lr=0.008`) share its hue and marker; from first to last they grow
+# lighter, up to this share of white, and their lines and the filled halves of their markers alternate.
+LIGHTEST = 0.6
+VARIANT_LINES: tuple[Line, ...] = ("-", (0, (1, 1.2)), (0, (6, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)))
+VARIANT_FILLS: tuple[Fill, ...] = ("full", "left", "top", "right")
 TWO_COLUMNS, ONE_COLUMN = 7.0, 3.5
 WITHOUT_DATES: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
@@ -41,18 +49,53 @@ WITHOUT_DATES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one structure is drawn, everywhere; `filled` is False for small budgets."""
+    """How one curve is drawn, everywhere; `filled` is False for small budgets."""
 
     colour: str
     marker: str
     filled: bool
+    line: Line = "-"
+    fill: Fill = "full"
+
+    def marker_style(self) -> dict[str, Any]:
+        """Colours of the marker, as matplotlib's keyword arguments."""
+        inside, other = (self.colour, "white") if self.filled else ("white", self.colour)
+        return {
+            "marker": self.marker,
+            "fillstyle": self.fill,
+            "markerfacecolor": inside,
+            "markerfacecoloralt": other,
+        }
 
 
-def looks(structures: Sequence[str]) -> dict[str, Look]:
-    """Give every structure its look: fixed for the papers' families, in order of appearance for others."""
+def looks(labels: Sequence[str]) -> dict[str, Look]:
+    """Give every curve its look: that of its structure, and within it one for each variant."""
+    ordered = sorted(set(labels), key=structure_order)
+    bases = _structure_looks(list(dict.fromkeys(base_and_variant(label)[0] for label in ordered)))
+    chosen = {}
+    for base, look in bases.items():
+        alike = [label for label in ordered if base_and_variant(label)[0] == base]
+        for i, label in enumerate(alike):
+            chosen[label] = replace(
+                look,
+                colour=_lighter(look.colour, LIGHTEST * i / max(1, len(alike) - 1)),
+                line=VARIANT_LINES[i % len(VARIANT_LINES)],
+                fill=VARIANT_FILLS[i % len(VARIANT_FILLS)],
+            )
+    return chosen
+
+
+def _lighter(colour: str, share: float) -> str:
+    """Mix a colour with a share of white."""
+    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(part + (255 - part) * share):02X}" for part in parts)
+
+
+def _structure_looks(structures: Sequence[str]) -> dict[str, Look]:
+    """Fixed looks for the papers' families, in order of appearance for others."""
     chosen: dict[str, Look] = {}
     others: list[str] = []
-    for label in sorted(set(structures), key=structure_order):
+    for label in structures:
         family, budget = family_and_budget(label)
         small = budget < SMALL_BUDGET
         if family in FAMILY_COLOURS:

@@ -59,11 +59,24 @@ class Corpus(ABC):
         """
 
     @abstractmethod
-    def heldout_sequences(self, n: int, seq_len: int) -> NDArray[np.int64]:
-        """The first `n` windows of the fixed held-out order, int64 (n, seq_len + 1).
+    def heldout_sequences(self, start: int, stop: int, seq_len: int) -> NDArray[np.int64]:
+        """Windows `start` to `stop` of the fixed held-out order, int64 (stop - start, seq_len + 1)."""
 
-        Raises CorpusError where the held-out part has fewer.
-        """
+    def check_heldout(self, n: int, seq_len: int) -> None:
+        """Raise CorpusError where the held-out part has fewer than `n` windows."""
+        if self.n_heldout_tokens is None:
+            return
+        there = max(0, (self.n_heldout_tokens - 1) // seq_len)
+        if n > there:
+            raise CorpusError(
+                f"{self.label}: {n} held-out sequences of {seq_len} tokens wanted, {there} are there "
+                f"({self.n_heldout_tokens:,} tokens); lower eval.tokens to {there * seq_len} or raise "
+                f"data.heldout_fraction"
+            )
+
+    @abstractmethod
+    def verify(self) -> None:
+        """Read everything again and raise CorpusError where it is not what was prepared."""
 
     @property
     @abstractmethod
@@ -87,12 +100,15 @@ class SyntheticCorpus(Corpus):
         """Training sequences `indices`, each drawn from the start context."""
         return synthetic.source(self._spec).sequences(synthetic.TRAIN, indices, seq_len + 1)
 
-    def heldout_sequences(self, n: int, seq_len: int) -> NDArray[np.int64]:
-        """Held-out sequences 0 .. n-1, of a domain that training never draws from."""
+    def heldout_sequences(self, start: int, stop: int, seq_len: int) -> NDArray[np.int64]:
+        """Held-out sequences of a domain that training never draws from."""
         import numpy as np
 
-        indices = np.arange(n, dtype=np.int64)
+        indices = np.arange(start, stop, dtype=np.int64)
         return synthetic.source(self._spec).sequences(synthetic.HELDOUT, indices, seq_len + 1)
+
+    def verify(self) -> None:
+        """A source that is computed cannot be damaged."""
 
     @property
     def token_bytes(self) -> None:
@@ -118,21 +134,15 @@ class TokenCorpus(Corpus):
         """Windows `indices` of the training part."""
         return _windows(self._train, indices, seq_len)
 
-    def heldout_sequences(self, n: int, seq_len: int) -> NDArray[np.int64]:
-        """The first `n` windows of a fixed permutation: the file begins with what was read first."""
+    def heldout_sequences(self, start: int, stop: int, seq_len: int) -> NDArray[np.int64]:
+        """Windows of a fixed permutation: the file begins with what was read first."""
         import numpy as np
 
         from trainer.rng import Permutation
 
-        there = max(0, (self.n_heldout_tokens - 1) // seq_len)
-        if n > there:
-            raise CorpusError(
-                f"{self.label}: {n} held-out sequences of {seq_len} tokens wanted, {there} are there "
-                f"({self.n_heldout_tokens:,} tokens); lower eval.tokens to {there * seq_len} or raise "
-                f"data.heldout_fraction"
-            )
-        order = Permutation(there, 0, f"heldout {self.fingerprint}")
-        return _windows(self._heldout, order(np.arange(n, dtype=np.int64)), seq_len)
+        self.check_heldout(stop, seq_len)
+        order = Permutation((self.n_heldout_tokens - 1) // seq_len, 0, f"heldout {self.fingerprint}")
+        return _windows(self._heldout, order(np.arange(start, stop, dtype=np.int64)), seq_len)
 
     @cached_property
     def _token_bytes(self) -> NDArray[np.int32] | None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+BUDGET_TOLERANCE = 0.1
+"""How far, relatively, the weights behind a name like 'blockdense-63' may be from what it says."""
+
 
 class Structure(BaseModel):
     """How one linear map R^N -> R^M of an FFN is stored and applied.
@@ -92,7 +95,7 @@ def structure_from(value: Any, d_model: int) -> Structure:
             raise ValueError(
                 f"structure {value!r} needs a budget in per cent, as '{kind}-63', or a table {{kind = ...}}"
             )
-        return family.from_budget(budget_fraction(int(budget)), d_model)
+        return _checked_budget(family.from_budget(budget_fraction(int(budget)), d_model), value, d_model)
     if isinstance(value, Mapping):
         if "kind" not in value:
             raise ValueError(f"structure table without 'kind'; known kinds: {', '.join(Structure.registry)}")
@@ -104,6 +107,24 @@ def structure_from(value: Any, d_model: int) -> Structure:
     raise ValueError(f"structure must be a name or a table, not {type(value).__name__}")
 
 
+def _ffn_share(structure: Structure, d_model: int) -> float:
+    """Weights of a d_model -> 4 d_model -> d_model FFN over those of a dense one."""
+    weights = structure.matmul_params(d_model, 4 * d_model) + structure.matmul_params(4 * d_model, d_model)
+    return weights / (8 * d_model * d_model)
+
+
+def _checked_budget(structure: Structure, name: str, d_model: int) -> Structure:
+    """Refuse a name whose budget the family cannot come near at this width."""
+    wanted, got = budget_fraction(int(name.partition("-")[2])), _ffn_share(structure, d_model)
+    if abs(got / wanted - 1) > BUDGET_TOLERANCE:
+        fields = ", ".join(f"{key} = {value!r}" for key, value in structure.model_dump().items())
+        raise ValueError(
+            f"structure {name!r} cannot be had at d_model = {d_model}: the nearest keeps {100 * got:.3g} % "
+            f"of a dense FFN; name that budget or give the table {{{fields}}}"
+        )
+    return structure
+
+
 def structure_label(structure: Structure, d_model: int) -> str:
     """The short name that resolves to this structure at this width, else its kind with its fields.
 
@@ -112,8 +133,7 @@ def structure_label(structure: Structure, d_model: int) -> str:
     """
     if structure.kind == "dense":
         return "dense"
-    weights = structure.matmul_params(d_model, 4 * d_model) + structure.matmul_params(4 * d_model, d_model)
-    share = round(100 * weights / (8 * d_model * d_model))
+    share = round(100 * _ffn_share(structure, d_model))
     near = sorted(range(max(1, share - 4), min(100, share + 4) + 1), key=lambda b: (b % 10 > 0, b % 5 > 0))
     for budget in (63, 32, *near):
         if type(structure).from_budget(budget_fraction(budget), d_model) == structure:

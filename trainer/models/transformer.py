@@ -67,6 +67,10 @@ def rope_table(seq_len: int, head_dim: int, base: float) -> Tensor:
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotate neighbouring pairs of x (B, T, heads, E) by their position's angles, in fp32."""
     pairs = x.float().reshape(*x.shape[:-1], -1, 2)
+    if torch.compiler.is_compiling():
+        # The compiler fuses real arithmetic and leaves complex kernels as they are; eager, one kernel wins.
+        (even, odd), (cos, sin) = pairs.unbind(-1), table[: x.shape[1]].unbind(-1)
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
     turned = torch.view_as_complex(pairs) * torch.view_as_complex(table[: x.shape[1]])
     return torch.view_as_real(turned).flatten(-2).type_as(x)
 

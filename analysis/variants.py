@@ -1,0 +1,146 @@
+"""What tells runs of one structure and size apart beside tokens and seed, as names for their curves.
+
+A sweep over learning rates or activations has several runs of one structure, size and seed.  They belong to
+different curves, which the sweep's own configurations name: `dense, peak_lr=0.008`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Flat = dict[str, str]
+Group = tuple[str, ...]
+
+# A curve runs over budgets and averages over seeds; the structure is in the label already.
+NOT_VARIANTS = ("tokens", "seed", "model.structure")
+# Filled in from other fields unless written: they are named only where nothing else tells runs apart.
+FILLED_IN = ("data.tokenizer", "model.attn_dim", "model.d_ff", "model.n_kv_heads", "model.vocab_size")
+
+# Letters of a value in a label.
+LONGEST = 24
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Flat:
+    """Nested tables as dotted key -> readable value; `data.corpus.kind` is called `data.corpus`."""
+    flat: Flat = {}
+    for key, value in table.items():
+        name = prefix.rstrip(".") if key == "kind" and prefix else prefix + key
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[name] = _text(value)
+    return flat
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(_text, value))
+    if isinstance(value, str):
+        # Labels are lists joined by a comma and a space.
+        return value.replace(", ", ",")
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else json.dumps(value)
+
+
+def _shorter(values: Iterable[str]) -> dict[str, str]:
+    """Of paths the last part, of what is too long to read a beginning, as long as they stay apart."""
+    texts = list(values)
+    last = {text: text.rstrip("/").rpartition("/")[2] or text for text in texts}
+    short = last if len(set(last.values())) == len(texts) else {text: text for text in texts}
+    return {text: _abridged(text, name) for text, name in short.items()}
+
+
+def _abridged(text: str, name: str) -> str:
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 9]}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def variants(runs: Sequence[tuple[str, str, str]], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name what each run varies, e.g. `peak_lr=0.008, activation=gelu`; `` for every run of a plain sweep.
+
+    Args:
+        runs: (structure, size, seed) of each run.
+        configs: the configuration of each run, as config.json holds it; empty where it is not known.
+    """
+    flats = [flatten(config) for config in configs]
+    names = dict.fromkeys(name for flat in flats for name in flat)
+    candidates = [name for name in names if not _is_or_below(name, NOT_VARIANTS)]
+    differing = [name for name in candidates if _differs(name, runs, flats)]
+    kept = _without_implied(differing, runs, flats)
+    short = {name: _shortest(name, names) for name in kept}
+    structures = [structure for structure, _, _ in runs]
+    shown = {structure: _shown(structure, kept, runs, flats) for structure in dict.fromkeys(structures)}
+    values = {name: _shorter({flat[name] for flat in flats if name in flat}) for name in kept}
+    return [
+        ", ".join(f"{short[name]}={values[name][flat[name]]}" for name in shown[structure] if name in flat)
+        for structure, flat in zip(structures, flats, strict=True)
+    ]
+
+
+def _is_or_below(name: str, tables: Iterable[str]) -> bool:
+    return any(name == table or name.startswith(f"{table}.") for table in tables)
+
+
+def _differs(name: str, runs: Sequence[tuple[str, str, str]], flats: Sequence[Flat]) -> bool:
+    """Whether runs of one structure and size differ in it; a seed of the data may follow the run's own."""
+    length = 3 if name.endswith(".seed") else 2
+    return any(len(values) > 1 for values in _values(name, runs, flats, lambda run: run[:length]).values())
+
+
+def _values(
+    name: str, runs: Sequence[tuple[str, str, str]], flats: Sequence[Flat], group: Callable[..., Group]
+) -> dict[Group, set[str]]:
+    values: dict[Group, set[str]] = defaultdict(set)
+    for run, flat in zip(runs, flats, strict=True):
+        # A run whose configuration is not here differs in nothing that could be named.
+        if flat:
+            values[group(run)].add(flat.get(name, ""))
+    return values
+
+
+def _without_implied(
+    names: Sequence[str], runs: Sequence[tuple[str, str, str]], flats: Sequence[Flat]
+) -> list[str]:
+    """Drop fields that follow from the others: defaults, and those of a table whose kind varies."""
+    kept = list(names)
+    for name in names:
+        if name not in FILLED_IN and not _is_or_below(name, [other for other in names if other != name]):
+            continue
+        rest = [other for other in kept if other != name]
+        implied: dict[Group, set[str]] = defaultdict(set)
+        for (structure, size, _), flat in zip(runs, flats, strict=True):
+            if flat:
+                implied[structure, size, *(flat.get(other, "") for other in rest)].add(flat.get(name, ""))
+        if all(len(values) == 1 for values in implied.values()):
+            kept = rest
+    return kept
+
+
+def _shown(
+    structure: str, names: Sequence[str], runs: Sequence[tuple[str, str, str]], flats: Sequence[Flat]
+) -> list[str]:
+    """Those of the names that label this structure.
+
+    A field that only follows the size (the learning rates of a ladder of presets) would tear a curve apart.
+    """
+    mine = [(run, flat) for run, flat in zip(runs, flats, strict=True) if run[0] == structure]
+    own_runs, own_flats = [run for run, _ in mine], [flat for _, flat in mine]
+    return [
+        name
+        for name in names
+        if _differs(name, own_runs, own_flats)
+        or len(_values(name, own_runs, own_flats, lambda run: run[:1]).get((structure,), ())) == 1
+    ]
+
+
+def _shortest(name: str, names: Iterable[str]) -> str:
+    """The shortest ending of a dotted name that no other field shares: `peak_lr`, but `eval.tokens`."""
+    parts = name.split(".")
+    endings = [".".join(parts[-count:]) for count in range(1, len(parts))]
+    others = [other for other in names if other != name]
+    alone = (e for e in endings if not any(other == e or other.endswith(f".{e}") for other in others))
+    return next(alone, name)

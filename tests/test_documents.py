@@ -1,0 +1,41 @@
+"""The README and docs against the tree: links, make targets and commands that they name exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_make_targets_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    sweeps = {path.stem for path in (ROOT / "sweeps" / "configs").glob("*.toml")}
+    for target in re.findall(r"`?make ((?:[a-z]+-)*[a-zA-Z]+)", page.read_text()):
+        if target in ("sweep-NAME", "plan-NAME"):
+            continue
+        named = re.fullmatch(r"(?:sweep|plan)-(.+)", target)
+        assert (named and named[1] in sweeps) or re.search(rf"^{target}:", makefile, re.M), target
+
+
+@pytest.mark.parametrize("package", ["trainer", "sweeps", "analysis"])
+def test_commands_exist(package: str) -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    done = subprocess.run(
+        [sys.executable, "-m", package, "--help"], capture_output=True, text=True, check=True, timeout=60
+    )
+    for command in set(re.findall(rf"python -m {package} ([a-z]+)", text)):
+        assert re.search(rf"\b{command}\b", done.stdout), command

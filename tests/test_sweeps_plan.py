@@ -59,8 +59,8 @@ def test_plan_table_golden() -> None:
         "run1": RunState("preempted", checkpoint=40),
         "run2": RunState("failed", failures=2, message="why"),
     }
-    results = [state.result for state in states.values() if state.result is not None]
     configs = grid()
+    results = [fake_result(configs[n], "x", tokens_per_second=20_000.0) for n in (0, 1, 3)]
     ids = [f"run{n}" for n in range(4)]
     plan = make_plan(configs, ids, states, Prices(results, SETTING), 2)
     expected = [
@@ -70,8 +70,8 @@ def test_plan_table_golden() -> None:
         "run2  d16-L2  lowrank-63     1   6.34k   25.6k    100  1.2e9    256     5e-3     -  failed",
         "run3  d32-L3  lowrank-63     1   33.1k   25.6k    100  5.8e9    256     5e-3  {}  new",
     ]
-    rate = 20_000.0 * flops_per_token(configs[0].model)
     for n in (1, 3):
+        rate = 20_000.0 * flops_per_token(configs[n].model)
         work = plan.runs[n].new_flops + configs[n].eval.tokens * model_counts(configs[n].model).forward
         expected[n + 1] = expected[n + 1].format(duration(work / rate + STARTUP_SECONDS))
     assert [" ".join(line.split()) for line in plan_table(plan).splitlines()] == [
@@ -159,6 +159,14 @@ def test_speed_is_interpolated_between_sizes_and_kept_apart_by_structure() -> No
     rate = work / (prices.price(between).seconds - STARTUP_SECONDS)
     assert 1e9 < rate < 4e9
     assert prices.price(low).seconds > 10 * prices.price(large).seconds
+
+
+def test_what_was_measured_far_away_or_too_shortly_makes_a_guess_and_not_a_measurement() -> None:
+    small, large = grid()[0], grid()[1]
+    assert not Prices([fake_result(small, "x")], SETTING).price(large).measured
+    assert not Prices([fake_result(small, "x", seconds=0.5)], SETTING).price(small).measured
+    slow, fast = (Prices([fake_result(small, "x", tokens_per_second=s)], SETTING) for s in (1e3, 1e5))
+    assert slow.price(large).seconds > 10 * fast.price(large).seconds
 
 
 def test_caps_refuse_and_say_by_how_much() -> None:

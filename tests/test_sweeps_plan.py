@@ -73,7 +73,7 @@ def test_plan_table_golden() -> None:
     for n in (1, 3):
         rate = 20_000.0 * flops_per_token(configs[n].model)
         work = plan.runs[n].new_flops + configs[n].eval.tokens * model_counts(configs[n].model).forward
-        expected[n + 1] = expected[n + 1].format(duration(work / rate + STARTUP_SECONDS))
+        expected[n + 1] = expected[n + 1].format(duration(round(work / rate + STARTUP_SECONDS, 1)))
     assert [" ".join(line.split()) for line in plan_table(plan).splitlines()] == [
         " ".join(line.split()) for line in expected
     ]

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, RunDirError
 from trainer.rundir import CHECKPOINTS, io_errors, sync_folder, write_json
 
 KEEP = 2
@@ -67,9 +67,7 @@ def save_checkpoint(
             sync_folder(folder)
         except SafetensorError as error:
             # The writer reports a full disk in its own exception type.
-            raise CheckpointError(
-                f"{path}: cannot be written ({error}); free some space and run again"
-            ) from None
+            raise RunDirError(f"{path}: cannot be written ({error}); free some space and run again") from None
         finally:
             temp.unlink(missing_ok=True)
     write_json(path.with_suffix(".json"), {**vars(state), "sha256": digest})

@@ -73,7 +73,7 @@ class BackgroundMirror:
         for line in self._lines():
             problem = line.get("problem")
             if problem is not None and problem != self._told:
-                self.say(f"MLflow mirror: {problem}; run 'python -m sweeps sync {self.sweep.name}' later")
+                self.say(f"MLflow mirror: {problem}; run 'python -m sweeps sync {self.sweep.argument}' later")
             self._told = problem
 
     def finish(self, interrupted: bool) -> None:
@@ -95,7 +95,7 @@ class BackgroundMirror:
         else:
             problem = f"ended with exit code {self._process.returncode}" if self._process.returncode else None
         if problem is not None:
-            self.say(f"MLflow mirror: {problem}; run 'python -m sweeps sync {self.sweep.name}' later")
+            self.say(f"MLflow mirror: {problem}; run 'python -m sweeps sync {self.sweep.argument}' later")
 
     def _await_end(self, process: subprocess.Popen[bytes], limit: float) -> None:
         began, told = time.monotonic(), False

@@ -102,6 +102,11 @@ class Sweep(_Table):
         return self._path
 
     @property
+    def argument(self) -> str:
+        """How commands take this sweep: its name where it came with the program, else its path."""
+        return self._name if self._path.parent == CONFIGS else str(self._path)
+
+    @property
     def source(self) -> str:
         """What error messages call the file."""
         return self._path.name

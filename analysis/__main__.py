@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.errors import AnalysisError
+from trainer.commandline import HELP, run_app
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=HELP,
 )
 
 Results = Annotated[
@@ -244,18 +246,7 @@ def _show(analysis: Analysis) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one red line on stderr and exit code 2."""
-    try:
-        app()
-    except (AnalysisError, TrainerError) as error:
-        _refuse(str(error))
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _refuse(f"{place}{error.strerror or error}; name readable files, and a results folder with --results")
-
-
-def _refuse(text: str) -> NoReturn:
-    Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(2)
+    run_app(app, "analysis", (AnalysisError, TrainerError))
 
 
 if __name__ == "__main__":

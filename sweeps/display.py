@@ -18,7 +18,8 @@ from rich.text import Text
 
 from sweeps.ledger import Ledger
 from sweeps.plan import PlannedRun, wall_seconds
-from sweeps.text import count, duration, plural
+from sweeps.text import count, plural
+from trainer.commandline import duration
 from trainer.errors import RunDirError
 
 LINE_SECONDS = 15.0

@@ -17,7 +17,8 @@ from sweeps.local import WORKER, LocalQueue
 from sweeps.overview import Overview
 from sweeps.plan import Plan, PlannedRun
 from sweeps.session import new_session, write_record
-from sweeps.text import duration, plural
+from sweeps.text import plural
+from trainer.commandline import duration
 from trainer.config import RunConfig
 
 EXIT_DONE, EXIT_UNFINISHED, EXIT_INTERRUPTED = 0, 1, 130

@@ -11,7 +11,7 @@ from sweeps.errors import SweepError
 from sweeps.price import Setting
 from sweeps.sweepfile import SweepExecution
 from sweeps.text import plural
-from trainer.execution import Execution
+from trainer.execution import Execution, processor_name
 from trainer.messages import validation_line
 
 
@@ -77,7 +77,7 @@ def plan_layout(execution: SweepExecution) -> Layout:
         slots = max(1, machine.cores() // threads) if threads is not None else machine.cores()
     threads = threads or max(1, machine.cores() // slots)
     environment = _threads(threads)
-    setting = Setting(machine.cpu_name(), threads)
+    setting = Setting(processor_name(), threads)
     return Layout((environment,) * slots, execution.of_one_run(threads, "cpu"), setting)
 
 

@@ -34,17 +34,6 @@ def cores() -> int:
 
 
 @lru_cache(maxsize=1)
-def cpu_name() -> str:
-    """The processor, as a finished run records it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            line = next(line for line in file if line.startswith("model name"))
-        return line.split(":", 1)[1].strip()
-    except (OSError, StopIteration):
-        return "cpu"
-
-
-@lru_cache(maxsize=1)
 def gpus() -> tuple[Gpu, ...]:
     """The GPUs that CUDA would see, in its order; none where there is no driver."""
     names = _driver_gpus() or _smi_gpus()

@@ -16,7 +16,8 @@ from sweeps.identity import UNKNOWN
 from sweeps.ledger import MAX_ATTEMPTS, RunState
 from sweeps.parity import differences
 from sweeps.price import Prices
-from sweeps.text import duration, flops, plural
+from sweeps.text import flops, plural
+from trainer.commandline import duration
 from trainer.config import ModelConfig, RunConfig
 from trainer.flops import flops_per_token, model_counts
 from trainer.presets import run_labels

@@ -10,7 +10,8 @@ from typing import Any
 from sweeps.ledger import STATES, RunState
 from sweeps.overview import Overview
 from sweeps.plan import Plan, PlannedRun, Totals
-from sweeps.text import count, duration, flops, number, plural, size, table
+from sweeps.text import count, flops, number, plural, size, table
+from trainer.commandline import duration
 
 _PLAN_HEADS = (
     "id", "size", "structure", "seed", "params", "tokens", "steps", "FLOPs", "batch", "peak LR", "time",

@@ -42,18 +42,6 @@ def number(value: object) -> str:
     return f"{value:g}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 10 s, 2 h 05 min, 3 d 4 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
 def plural(n: int, noun: str) -> str:
     """The number with its noun: 1 run, 12 runs."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")

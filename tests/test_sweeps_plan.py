@@ -20,7 +20,8 @@ from sweeps.plan import Plan, make_plan, refuse_past_caps, wall_seconds
 from sweeps.price import STARTUP_SECONDS, Prices, Setting
 from sweeps.report import plan_table, totals_text
 from sweeps.sweepfile import SweepExecution, parse_sweep
-from sweeps.text import count, duration, flops, number, size, table
+from sweeps.text import count, flops, number, size, table
+from trainer.commandline import duration
 from trainer.config import RunConfig
 from trainer.flops import flops_per_token, model_counts, train_flops
 from trainer.presets import run_labels

@@ -33,6 +33,18 @@ def run_app(app: typer.Typer, package: str, mistakes: tuple[type[Exception], ...
         _fail(f"{error.filename or 'disk'}: {error.strerror or error}")
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 10 s, 2 h 05 min, 3 d 4 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
 def _commands(app: typer.Typer) -> set[str]:
     names = {c.name or (c.callback.__name__ if c.callback else "") for c in app.registered_commands}
     return names | {group.name for group in app.registered_groups if isinstance(group.name, str)}

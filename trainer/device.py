@@ -9,7 +9,7 @@ import torch
 
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
-from trainer.execution import Execution
+from trainer.execution import Execution, processor_name
 
 PEAK_BF16_FLOPS = {
     "H200": 989e12,
@@ -93,12 +93,7 @@ def device_name(device: torch.device) -> str:
     """What the device is called in tables: the GPU's name, or the processor's."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next(line for line in file if line.startswith("model name"))
-        return model.split(":", 1)[1].strip()
-    except (OSError, StopIteration):
-        return "cpu"
+    return processor_name()
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

@@ -1,7 +1,8 @@
-"""How a run is executed: device, threads, micro-batch.  None of it is part of a run's identity."""
+"""How and where a run is executed: device, threads, micro-batch.  None of it is part of a run's identity."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,3 +29,14 @@ class Execution(BaseModel):
     """Least time between checkpoints; what a run killed without notice can lose."""
     heartbeat_seconds: float = Field(default=2.0, gt=0)
     """Time between updates of status.json."""
+
+
+@lru_cache(maxsize=1)
+def processor_name() -> str:
+    """What this machine's processor is called, in results and in prices."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next(line for line in file if line.startswith("model name"))
+        return model.split(":", 1)[1].strip()
+    except (OSError, StopIteration):
+        return "cpu"

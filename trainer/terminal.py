@@ -13,6 +13,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from trainer.commandline import duration
 from trainer.loop import Progress as RunProgress
 from trainer.rundir import read_result
 
@@ -92,13 +93,3 @@ class Terminal:
             print(f"diverged at step {result['diverged_step']}: no held-out loss; {run_dir}")
         else:
             print(f"{state}: the same command resumes it; {run_dir}")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 10 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -17,6 +17,8 @@ from trainer.config import RunConfig
 
 _FIRST = ("peak_lr", "batch_tokens", "tokens", "weight_decay", "schedule")
 _SHOWN_VALUES = 4
+# What is compared, and what follows from another setting.
+_NOT_TUNING = (("model", "structure"), ("guide", "steps"))
 
 
 def differences(configs: Sequence[RunConfig], labels: Sequence[tuple[str, str]]) -> list[str]:
@@ -32,7 +34,7 @@ def differences(configs: Sequence[RunConfig], labels: Sequence[tuple[str, str]])
     for config, (size, structure) in zip(configs, labels, strict=True):
         cell = cells[size][structure]
         # Runs share their parts, so collecting the parts by identity is much cheaper than their fields.
-        for part in ("optim", "eval", "data", "model"):
+        for part in ("optim", "eval", "data", "model", "guide"):
             value = getattr(config, part)
             cell[part].setdefault(id(value), value)
         for name in ("tokens", "precision", "seed"):
@@ -53,7 +55,7 @@ def _settings(parts: dict[str, dict[int, Any]]) -> dict[str, dict[Hashable, None
         for value in values.values():
             if isinstance(value, BaseModel):
                 for name in type(value).model_fields:
-                    if (part, name) != ("model", "structure"):
+                    if (part, name) not in _NOT_TUNING:
                         label = name if part in ("optim", "model") else f"{part}.{name}"
                         found[label][getattr(value, name)] = None
             else:

@@ -18,8 +18,9 @@ from sweeps.parity import differences
 from sweeps.price import Prices
 from sweeps.text import flops, plural
 from trainer.commandline import duration
-from trainer.config import ModelConfig, RunConfig
-from trainer.flops import flops_per_token, model_counts
+from trainer.config import RunConfig
+from trainer.flops import model_counts, spent_flops, train_flops
+from trainer.models.config import ModelConfig
 from trainer.presets import run_labels
 
 OPEN_ACTIONS = ("new", "resume", "retry")
@@ -43,7 +44,7 @@ class PlannedRun:
     params: int
     """All parameters."""
     tokens: int
-    """Training tokens."""
+    """Training tokens, repeated ones counted again."""
     steps: int
     """Optimizer steps."""
     flops: int
@@ -160,7 +161,6 @@ class _ModelFacts:
         labels = run_labels(config)
         self.size, self.structure = labels["size"], labels["structure"]
         self.params = model_counts(model).params_total
-        self.flops_per_token = flops_per_token(model)
 
 
 def _action(state: RunState, max_attempts: int) -> str:
@@ -179,7 +179,8 @@ def _planned(
     step = steps if action in ("done", "diverged") else min(state.checkpoint or 0, steps)
     if action == "running":
         step = min(state.step, steps)
-    left = (steps - step) * config.optim.batch_tokens * model.flops_per_token
+    total = train_flops(config)
+    left = total - spent_flops(config, step)
     unfinished = action in (*OPEN_ACTIONS, "running")
     price = prices.price(config, step) if unfinished else None
     return PlannedRun(
@@ -188,9 +189,9 @@ def _planned(
         structure=model.structure,
         seed=config.seed,
         params=model.params,
-        tokens=config.tokens,
+        tokens=config.steps * config.optim.batch_tokens,
         steps=steps,
-        flops=config.tokens * model.flops_per_token,
+        flops=total,
         batch_tokens=config.optim.batch_tokens,
         peak_lr=config.optim.peak_lr,
         action=action,

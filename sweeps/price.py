@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from trainer.config import RunConfig
-from trainer.flops import flops_per_token, model_counts
+from trainer.flops import flops_per_token, model_counts, spent_flops, train_flops
 
 STARTUP_SECONDS = 2.0
 """Building the network, the first steps and writing the result, for a run in a warm worker."""
@@ -76,9 +76,8 @@ class Prices:
         if key not in self._cache:
             self._cache[key] = self._speed(config)
         rate, measured = self._cache[key]
-        per_token = flops_per_token(config.model)
-        left = config.tokens - steps_done * config.optim.batch_tokens
-        work = left * per_token + config.eval.tokens * model_counts(config.model).forward
+        left = train_flops(config) - spent_flops(config, steps_done)
+        work = left + config.eval.tokens * model_counts(config.model).forward
         return Price(work / rate + STARTUP_SECONDS, measured)
 
     def _speed(self, config: RunConfig) -> tuple[float, bool]:
@@ -119,7 +118,9 @@ def _rate(result: dict[str, Any]) -> float | None:
     try:
         if float(result["seconds"]) < LEAST_SECONDS:
             return None
-        rate = float(result["flops_per_token"]) * float(result["tokens_per_second"])
+        # A guided run does more for a token than its model alone.
+        per_token = float(result["train_flops"]) / float(result["tokens"])
+        rate = per_token * float(result["tokens_per_second"])
     except (KeyError, TypeError, ValueError):
         return None
     return rate if rate > 0 and math.isfinite(rate) else None

@@ -11,16 +11,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from sweeps.errors import SweepError
-from trainer.config import EvalConfig, ModelConfig, OptimConfig, RunConfig
+from trainer.config import EvalConfig, GuideConfig, OptimConfig, RunConfig
 from trainer.corpora import DataConfig
 from trainer.errors import ConfigError, TrainerError
-from trainer.presets import PRESETS, Budget, Partial, merge, resolve
+from trainer.models.config import ModelConfig
+from trainer.presets import PRESETS, Partial, complete_budget, merge, resolve
 
 _PARTS: dict[str, type[BaseModel]] = {
     "model": ModelConfig,
     "data": DataConfig,
     "optim": OptimConfig,
     "eval": EvalConfig,
+    "guide": GuideConfig,
 }
 _SCALARS = ("precision", "seed")
 
@@ -30,7 +32,7 @@ class Resolver:
 
     def __init__(self) -> None:
         self._parts: dict[tuple[str, ...], Any] = {}
-        self._tokens: dict[tuple[str, int], int] = {}
+        self._tokens: dict[tuple[str, Any, int, int], int] = {}
         self._seedless: dict[tuple[str, ...], RunConfig] = {}
 
     def config(self, partial: Partial, name: Callable[[], str]) -> RunConfig:
@@ -74,7 +76,7 @@ class Resolver:
         base = PRESETS[name] if name is not None else {}
         values: dict[str, Any] = {key: base[key] for key in _SCALARS if key in base}
         values |= {key: partial[key] for key in _SCALARS if key in partial}
-        for part in ("data", "optim", "eval"):
+        for part in ("data", "optim", "eval", "guide"):
             if part in partial or part in base:
                 values[part] = self._part(part, str(name), base.get(part), partial.get(part))
         data = values.get("data", _DEFAULT_DATA)
@@ -82,7 +84,7 @@ class Resolver:
         if budget is None and "tokens" in base:
             values["tokens"] = base["tokens"]
         else:
-            values["tokens"] = self._budgeted(budget, model)
+            values["tokens"] = self._budgeted(budget, base.get("tokens"), model, values["optim"])
         return RunConfig.model_validate(values)
 
     def _part(self, part: str, name: str, base: Any, given: Any) -> Any:
@@ -107,13 +109,12 @@ class Resolver:
         found: ModelConfig = self._parts[key]
         return found
 
-    def _budgeted(self, budget: Any, model: ModelConfig) -> int:
-        key = (repr(budget), id(model))
+    def _budgeted(self, budget: Any, tokens: Any, model: ModelConfig, optim: OptimConfig) -> int:
+        key = (repr(budget), tokens, id(model), optim.batch_tokens)
         if key not in self._tokens:
-            chosen = Budget.model_validate(budget) if budget is not None else _DEFAULT_BUDGET
-            self._tokens[key] = max(1, chosen.tokens_for(model))
+            chosen = complete_budget(budget, tokens)
+            self._tokens[key] = chosen.tokens_for(model, optim.batch_tokens)
         return self._tokens[key]
 
 
 _DEFAULT_DATA = DataConfig()
-_DEFAULT_BUDGET = Budget(tokens_per_param=20, of="dense")

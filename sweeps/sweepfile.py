@@ -6,7 +6,7 @@ description = "..."
 [[zip]]                     keys whose lists advance together; one more axis of the product
 [[exclude]]                 grid points that match every given value are dropped
 [[override]]                when = {key = value}   set = {key = value}
-[budget]                    tokens | tokens_per_param (of, count) | train_flops
+[budget]                    tokens | tokens_per_param (of, count) | train_flops; equal = tokens | flops
 [execution]                 device, threads, slots ...; not part of a run's identity
 [mlflow]                    uri, experiment
 """

@@ -18,7 +18,8 @@ ONE_HOME = ("mlflow", "optuna", "submitit")
 TORCH_FREE = [
     f"trainer.{name}"
     for name in (
-        "errors messages commandline config presets flops rundir execution corpora batches models.structures"
+        "errors messages commandline config presets flops rundir execution corpora batches "
+        "models.structures models.config"
     ).split()
 ]
 

@@ -339,8 +339,8 @@ def test_a_full_disk_is_one_line_and_resumable(tmp_path: Path, undisturbed: Path
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def write_config(path: Path) -> None:
-    config = resolve(TINY, "t").model_dump(mode="json")
+def write_config(path: Path, partial: dict[str, Any] = TINY) -> None:
+    config = resolve(partial, "t").model_dump(mode="json")
 
     def table(prefix: str, value: dict[str, Any]) -> str:
         plain = [

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.models.structures import (
-    BlockDense,
-    BlockShuffle,
     Dense,
-    LowRank,
     Structure,
     structure_from,
     structure_label,
 )
+from trainer.models.structures.blockdense import BlockDense
+from trainer.models.structures.blockshuffle import BlockShuffle
+from trainer.models.structures.lowrank import LowRank
 
 
 @st.composite

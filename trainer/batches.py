@@ -63,7 +63,7 @@ def check_corpus(config: RunConfig, corpus: Corpus) -> Batches:
         )
     length = config.model.seq_len
     batches = Batches(corpus, config.seed, length, config.batch_sequences, config.data.max_epochs)
-    batches.check(config.steps)
+    batches.check(config.base_steps)
     corpus.check_heldout(heldout_windows(config), length)
     return batches
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def save_checkpoint(
     """Write a checkpoint, then drop all but the last two.  RunDirError on a full or read-only disk."""
     folder = run_dir / CHECKPOINTS
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    tensors = {f"model.{name}": p.detach() for name, p in network.named_parameters()}
+    tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
     for parameter, moments in optimizer.state.items():
         for key, value in moments.items():
             tensors[f"optim.{key}.{names[id(parameter)]}"] = value
@@ -96,8 +97,9 @@ def load_checkpoint(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     accumulators: dict[str, Tensor],
+    prepare: Callable[[int], None] = lambda step: None,
 ) -> tuple[LoopState | None, list[str]]:
-    """Load the newest good checkpoint in place.
+    """Load the newest good checkpoint in place, once `prepare` has been told its step.
 
     Returns its loop state, or None where there is none to load, and a line for each damaged checkpoint
     that was passed over.  Raises CheckpointError where checkpoints exist and none is good.
@@ -109,8 +111,9 @@ def load_checkpoint(
         if sidecar is None:
             rejected.append(f"{path}: {problem}")
             continue
-        _restore(load_file(path), network, optimizer, accumulators)
         state = LoopState(**{key: sidecar[key] for key in vars(LoopState())})
+        prepare(state.step)
+        _restore(load_file(path), network, optimizer, accumulators)
         return state, [f"{line}; falling back to the one before" for line in rejected]
     if candidates:
         raise CheckpointError(
@@ -121,12 +124,16 @@ def load_checkpoint(
 
 
 def load_weights(run_dir: Path, network: nn.Module) -> int:
-    """Load only the weights of the newest good checkpoint; returns its step."""
+    """Load only the weights of the newest good checkpoint, without guides; returns its step."""
     for path in list_checkpoints(run_dir):
         if (sidecar := _verify(path)[1]) is not None:
             tensors = load_file(path)
             network.load_state_dict(
-                {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
+                {
+                    key.removeprefix("model."): tensor
+                    for key, tensor in tensors.items()
+                    if key.startswith("model.") and not key.endswith(".guide.weight")
+                }
             )
             return int(sidecar["step"])
     raise CheckpointError(f"{run_dir / CHECKPOINTS}: no good checkpoint; train the run first")
@@ -159,8 +166,9 @@ def _restore(
     optimizer: torch.optim.Optimizer,
     accumulators: dict[str, Tensor],
 ) -> None:
+    for name, tensor in network.state_dict().items():
+        tensor.copy_(tensors[f"model.{name}"])
     for name, parameter in network.named_parameters():
-        parameter.copy_(tensors[f"model.{name}"])
         suffix = f".{name}"
         moments = {
             key.removeprefix("optim.").removesuffix(suffix): value

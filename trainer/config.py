@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
-    SerializeAsAny,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -22,103 +21,18 @@ from pydantic import (
 )
 
 from trainer.corpora import DataConfig
-from trainer.models.structures import Structure, structure_from
+from trainer.flops import guided_maps, matching_guided_steps
+from trainer.guidance import DEFAULT_FRACTION
+from trainer.models.config import Frozen, ModelConfig, Positive
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a field changes, so that old results are never served for it."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(gt=0)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelConfig(_Frozen):
-    """A decoder-only transformer: pre-norm, RoPE, tied head."""
-
-    d_model: Positive
-    """Width of the residual stream."""
-    n_layers: Positive
-    """Number of blocks."""
-    n_heads: Positive
-    """Query heads."""
-    n_kv_heads: Positive
-    """Key and value heads (grouped-query attention where fewer than n_heads); default n_heads."""
-    attn_dim: Positive
-    """Total width of the query heads; default d_model."""
-    d_ff: Positive
-    """Hidden width of the FFN; default 4 d_model, or 8/3 d_model rounded up to 8 for swiglu."""
-    vocab_size: Positive
-    """Rows of the tied embedding; default that of the data's tokenizer."""
-    seq_len: Positive = 256
-    """Tokens in a training sequence."""
-    structure: SerializeAsAny[Structure]
-    """Linear family of the FFN."""
-    dense_first_ffn: bool = True
-    """Keep the FFN of the first block dense, as arXiv 2406.16450 does."""
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Normalisation before attention, FFN and head."""
-    norm_eps: float = Field(default=1e-5, gt=0)
-    """Added to the variance."""
-    activation: Literal["gelu", "swiglu"] = "gelu"
-    """FFN nonlinearity; swiglu has a third, gating map."""
-    bias: bool = True
-    """Biases in linear maps and LayerNorm."""
-    qk_norm: bool = False
-    """RMS-normalise queries and keys of each head, with a learned gain."""
-    rope_base: float = Field(default=10000.0, gt=1)
-    """Base of the rotary frequencies."""
-    init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of dense weights and embeddings at initialisation."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_defaults(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        data = dict(data)
-        d_model, n_heads = data.get("d_model"), data.get("n_heads")
-        if isinstance(d_model, int):
-            swiglu = data.get("activation") == "swiglu"
-            data.setdefault("attn_dim", d_model)
-            data.setdefault("d_ff", -(-8 * d_model // 24) * 8 if swiglu else 4 * d_model)
-            data["structure"] = structure_from(data.get("structure", "dense"), d_model)
-        if isinstance(n_heads, int):
-            data.setdefault("n_kv_heads", n_heads)
-        return data
-
-    @model_validator(mode="after")
-    def _check_shapes(self) -> Self:
-        if self.attn_dim % self.n_heads:
-            raise ValueError(f"n_heads = {self.n_heads} does not divide attn_dim = {self.attn_dim}")
-        if self.head_dim % 2:
-            raise ValueError(f"head width attn_dim / n_heads = {self.head_dim} is odd; RoPE needs it even")
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
-        if self.n_layers == 1 and self.dense_first_ffn and self.structure.kind != "dense":
-            raise ValueError(
-                f"structure {self.structure.kind} would change nothing: n_layers = 1, and dense_first_ffn "
-                f"keeps that layer's FFN dense; set dense_first_ffn = false"
-            )
-        for d_in, d_out in ((self.d_model, self.d_ff), (self.d_ff, self.d_model)):
-            self.structure.factor_shapes(d_in, d_out)
-        return self
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.attn_dim // self.n_heads
-
-    @property
-    def kv_dim(self) -> int:
-        """Total width of the key heads, and of the value heads."""
-        return self.head_dim * self.n_kv_heads
-
-
-class OptimConfig(_Frozen):
+class OptimConfig(Frozen):
     """AdamW and its schedule."""
 
     peak_lr: float = Field(gt=0, lt=10)
@@ -155,14 +69,51 @@ class OptimConfig(_Frozen):
         return self
 
 
-class EvalConfig(_Frozen):
+class GuideConfig(Frozen):
+    """Self-guided training (arXiv 2406.16450 sec. 3.2): dense matrices beside structured maps, faded out."""
+
+    mode: Literal["none", "fixed_steps", "fixed_flops"] = "none"
+    """fixed_steps guides the first steps of the run; fixed_flops also repeats the guided tokens at the end,
+    so that the run costs the FLOPs of its dense counterpart."""
+    stochastic: bool = True
+    """Run a map's dense branch only with probability a, the weight that it has at the step: half the cost."""
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    """Guided steps over the run's steps without repetition; default 1/2 for fixed_steps, for fixed_flops what
+    reaches the dense counterpart's FLOPs."""
+    steps: int | None = Field(default=None, ge=0)
+    """Guided steps; follows from the other fields and may be left out."""
+
+    def resolved(self, model: ModelConfig, base_steps: int) -> GuideConfig:
+        """The same with `steps` filled in.  Raises ValueError where that cannot be."""
+        if self.mode == "none":
+            if self.fraction is not None or self.steps:
+                raise ValueError(
+                    'fraction and steps mean nothing while mode = "none"; set mode = "fixed_steps"'
+                )
+            return GuideConfig(steps=0)
+        if not guided_maps(model):
+            raise ValueError(f"mode = {self.mode!r}, but no FFN is structured: there is nothing to guide")
+        if self.fraction is not None:
+            steps = math.floor(self.fraction * base_steps)
+        elif self.mode == "fixed_flops":
+            steps = matching_guided_steps(model, base_steps, self.stochastic)
+        else:
+            steps = math.floor(DEFAULT_FRACTION * base_steps)
+        if steps < 1:
+            raise ValueError(f"fraction of {base_steps} steps is less than one step; take a larger one")
+        if self.steps not in (None, steps):
+            raise ValueError(f"steps = {self.steps}, but the other fields make it {steps}; leave it out")
+        return self.model_copy(update={"steps": steps})
+
+
+class EvalConfig(Frozen):
     """The held-out measurement that becomes the run's val_loss."""
 
     tokens: Positive = 131_072
     """Held-out tokens, the same for every run on the same corpus and seq_len."""
 
 
-class RunConfig(_Frozen):
+class RunConfig(Frozen):
     """One training run."""
 
     model: ModelConfig
@@ -174,7 +125,10 @@ class RunConfig(_Frozen):
     eval: EvalConfig = EvalConfig()
     """Held-out evaluation."""
     tokens: Positive
-    """Training tokens, a whole number of batches (a budget is rounded down to one)."""
+    """Training tokens, a whole number of batches (a budget is rounded down to one); a guided run of mode
+    fixed_flops sees some of them twice."""
+    guide: GuideConfig = Field(default=GuideConfig(), validate_default=True)
+    """Self-guided training."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is autocast with fp32 weights and optimizer."""
     seed: int = Field(default=1, ge=0)
@@ -206,6 +160,14 @@ class RunConfig(_Frozen):
             raise ValueError(f"less than one batch of {optim.batch_tokens} tokens")
         return tokens // optim.batch_tokens * optim.batch_tokens
 
+    @field_validator("guide", mode="after")
+    @classmethod
+    def _resolve_guide(cls, guide: GuideConfig, info: ValidationInfo) -> GuideConfig:
+        model, optim, tokens = (info.data.get(name) for name in ("model", "optim", "tokens"))
+        if model is None or optim is None or tokens is None:
+            return guide
+        return guide.resolved(model, tokens // optim.batch_tokens)
+
     @model_validator(mode="after")
     def _whole_sequences(self) -> Self:
         if self.optim.batch_tokens % self.model.seq_len:
@@ -216,9 +178,23 @@ class RunConfig(_Frozen):
         return self
 
     @property
+    def base_steps(self) -> int:
+        """Optimizer steps without the repetition of guided tokens."""
+        return self.tokens // self.optim.batch_tokens
+
+    @property
+    def guided_steps(self) -> int:
+        """Steps, from the first, in which structured maps have a dense branch."""
+        return self.guide.steps or 0
+
+    @property
     def steps(self) -> int:
         """Optimizer steps."""
-        return self.tokens // self.optim.batch_tokens
+        return self.base_steps + (self.guided_steps if self.guide.mode == "fixed_flops" else 0)
+
+    def data_step(self, step: int) -> int:
+        """The step whose batch is read at `step`: behind the base steps, the guided ones come again."""
+        return step if step < self.base_steps else step - self.base_steps
 
     @property
     def batch_sequences(self) -> int:

@@ -6,15 +6,22 @@ A multiply-add counts as 2.  Conventions for the training FLOPs of a run:
   T x T square, no embedding lookup (arXiv 2406.16450, as its code counts).
 - ``causal``: the same with half the attention square.
 - ``6N`` and ``6N_non_embedding``: 6 x parameters x tokens.
+
+Self-guided training adds 3 x forward of each dense branch where it runs, under every convention.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from trainer.config import ModelConfig, RunConfig
+from trainer.guidance import expected_passes
+from trainer.models.config import ModelConfig
 from trainer.models.structures import Dense, Structure
+
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
 
 CONVENTIONS = ("paper", "causal", "6N", "6N_non_embedding")
 
@@ -99,9 +106,56 @@ def flops_per_token(model: ModelConfig, convention: str = "paper") -> int:
     raise ValueError(f"unknown FLOPs convention {convention!r}; known: {', '.join(CONVENTIONS)}")
 
 
+def guided_maps(model: ModelConfig) -> list[tuple[int, int]]:
+    """(d_in, d_out) of every structured map, first block first: those that a guide stands beside."""
+    structured = [s for s in ffn_structures(model) if s.kind != "dense"]
+    return [shape for _ in structured for shape in ffn_shapes(model)]
+
+
+@lru_cache(maxsize=4096)
+def guide_flops_per_token(model: ModelConfig) -> int:
+    """Training FLOPs that the dense branches of all guided maps add to a token where they run."""
+    return 3 * sum(2 * d_in * d_out for d_in, d_out in guided_maps(model))
+
+
+def matching_guided_steps(model: ModelConfig, base_steps: int, stochastic: bool) -> int:
+    """Guided steps that, repeated at the end, bring a run of `base_steps` up to its dense twin's FLOPs.
+
+    The largest number that does not pass them (`fixed_flops`).  Raises ValueError where there is none.
+    """
+    own, dense = flops_per_token(model), flops_per_token(model.dense_counterpart())
+    # Twice everything, so that half a dense branch stays a whole number.
+    extra = 2 * own + (1 if stochastic else 2) * guide_flops_per_token(model)
+    steps = base_steps * 2 * (dense - own) // extra
+    if steps < 1:
+        raise ValueError(
+            "mode fixed_flops: the run costs as much as its dense counterpart already; no step can be guided"
+        )
+    if steps > base_steps:
+        raise ValueError(
+            f"mode fixed_flops: reaching the dense counterpart's FLOPs needs {steps} guided steps, "
+            f"more than the run's {base_steps}; give guide.fraction (at most 1)"
+        )
+    return steps
+
+
+def spent_flops(config: RunConfig, steps: int, convention: str = "paper") -> int:
+    """Training FLOPs of the first `steps` steps of a run under a named convention.
+
+    A dense branch that is drawn counts with its mean, as the paper does.
+    """
+    per_step = flops_per_token(config.model, convention)
+    guide = config.guide
+    if guide.mode == "none":
+        return steps * config.optim.batch_tokens * per_step
+    passes = expected_passes(steps, config.guided_steps, guide.stochastic)
+    tokens = steps * per_step + passes * guide_flops_per_token(config.model)
+    return round(config.optim.batch_tokens * tokens)
+
+
 def train_flops(config: RunConfig, convention: str = "paper") -> int:
     """FLOPs of the whole run under a named convention."""
-    return config.tokens * flops_per_token(config.model, convention)
+    return spent_flops(config, config.steps, convention)
 
 
 def describe(config: RunConfig) -> dict[str, int]:
@@ -109,8 +163,10 @@ def describe(config: RunConfig) -> dict[str, int]:
     counts = asdict(model_counts(config.model))
     return {
         **{key: value for key, value in counts.items() if key.startswith("params")},
-        "tokens": config.tokens,
+        "tokens": config.steps * config.optim.batch_tokens,
+        "unique_tokens": config.tokens,
         "steps": config.steps,
+        "guided_steps": config.guided_steps,
         "forward_flops_per_token": model_counts(config.model).forward,
         "flops_per_token": flops_per_token(config.model),
         "train_flops": train_flops(config),

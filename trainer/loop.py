@@ -32,7 +32,8 @@ from trainer.device import cpu_has_bf16, device_name, peak_flops, prepare_device
 from trainer.distributed import World, process_group, world_from_environment
 from trainer.evaluate import Evaluation, Interrupted, evaluate
 from trainer.execution import Execution
-from trainer.flops import flops_per_token
+from trainer.flops import spent_flops
+from trainer.guidance import guide_weight
 from trainer.ownership import check_owner
 from trainer.provenance import environment
 from trainer.result import build_result
@@ -167,7 +168,7 @@ class _Run:
     def _open_folder(self) -> None:
         """Create or resume the run folder, and load the newest good checkpoint."""
         state, notes = load_checkpoint(
-            self.run_dir, self.step.network, self.step.optimizer, self._accumulators()
+            self.run_dir, self.step.network, self.step.optimizer, self._accumulators(), self.step.skip_to
         )
         if state is not None:
             self.state = state
@@ -194,7 +195,7 @@ class _Run:
         every = max(1, config.steps // self.execution.log_points)
         clock = last_saved = time.monotonic()
         while state.step < config.steps:
-            batch = self.batches.batch(state.step, self.world.rank, self.world.size)
+            batch = self.batches.batch(config.data_step(state.step), self.world.rank, self.world.size)
             loss, grad_norm = self.step(state.step, *batch)
             self.loss_sum += loss
             state.step += 1
@@ -247,13 +248,18 @@ class _Run:
                 "step": self.state.step,
                 "tokens": self.state.step * self.config.optim.batch_tokens,
                 "train_loss": self.state.train_loss,
-                "lr": self.step.optimizer.param_groups[0]["lr"],
+                "lr": self.step.rate,
+                **self._guide_weight(),
                 "grad_norm": grad_norm.item(),
                 "tokens_per_second": round(self._tokens_per_second(), 1),
                 "seconds": round(self.state.seconds, 3),
                 "time": round(time.time(), 3),
             },
         )
+
+    def _guide_weight(self) -> dict[str, float]:
+        guided = self.config.guided_steps
+        return {"guide_weight": guide_weight(self.state.step - 1, guided)} if guided else {}
 
     def _tokens_per_second(self) -> float:
         return self.attempt_steps * self.config.optim.batch_tokens / max(1e-9, self.attempt_seconds)
@@ -263,7 +269,9 @@ class _Run:
         speed = self._tokens_per_second()
         left = (self.config.steps - self.state.step) * self.config.optim.batch_tokens / max(speed, 1e-9)
         peak = peak_flops(self.device, self.config.precision)
-        achieved = speed * flops_per_token(self.config.model) / (peak * self.world.size) if peak else None
+        before = spent_flops(self.config, self.state.step - self.attempt_steps)
+        work = spent_flops(self.config, self.state.step) - before
+        achieved = work / max(1e-9, self.attempt_seconds) / (peak * self.world.size) if peak else None
         self._write_status("running", tokens_per_second=round(speed, 1), eta_seconds=round(left, 1))
         self.on_progress(
             Progress(

@@ -14,7 +14,7 @@ def build_optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.AdamW
     decaying = [p for p in parameters if optim.decay == "all" or p.ndim >= 2]
     others = [p for p in parameters if optim.decay != "all" and p.ndim < 2]
     groups = [
-        {"params": group, "weight_decay": decay}
+        {"params": group, "weight_decay": decay, "lr_scale": 1.0}
         for group, decay in ((decaying, optim.weight_decay), (others, 0.0))
         if group
     ]

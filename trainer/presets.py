@@ -14,11 +14,12 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trainer.config import ModelConfig, RunConfig
+from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.flops import flops_per_token, model_counts
 from trainer.messages import nearest, validation_line
-from trainer.models.structures import Dense, structure_label
+from trainer.models.config import ModelConfig
+from trainer.models.structures import structure_label
 
 Partial = dict[str, Any]
 
@@ -87,8 +88,14 @@ PRESETS: dict[str, Partial] = {
 }
 
 
+AMOUNTS = ("tokens", "tokens_per_param", "train_flops")
+"""The ways to say how long to train."""
+
+_DEFAULT_AMOUNT = {"tokens_per_param": 20, "of": "dense"}
+
+
 class Budget(BaseModel):
-    """How long to train: exactly one of tokens, tokens_per_param and train_flops."""
+    """How long to train: one of tokens, tokens_per_param and train_flops."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -102,28 +109,52 @@ class Budget(BaseModel):
     """Whose parameters tokens_per_param counts: the run's own, or those of its dense counterpart."""
     count: Literal["total", "non_embedding"] = "total"
     """Which parameters tokens_per_param counts."""
+    equal: Literal["tokens", "flops"] = "tokens"
+    """What a run has in common with its dense counterpart: the tokens above, or the FLOPs that the
+    counterpart spends on them (`more tokens` of arXiv 2406.16450)."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        given = [k for k in ("tokens", "tokens_per_param", "train_flops") if getattr(self, k) is not None]
+        given = [name for name in AMOUNTS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
                 f"give one of tokens, tokens_per_param, train_flops (got {', '.join(given) or 'none'})"
             )
+        if self.equal == "flops" and self.train_flops is not None:
+            raise ValueError(
+                'equal = "flops" wants tokens or tokens_per_param; train_flops is a number of FLOPs'
+            )
+        if self.equal == "flops" and self.tokens_per_param is not None and self.of != "dense":
+            raise ValueError('equal = "flops" counts the dense counterpart\'s tokens; add of = "dense"')
         return self
 
-    def tokens_for(self, model: ModelConfig) -> int:
-        """Training tokens that this budget allows the model."""
-        if self.tokens is not None:
-            return self.tokens
+    def tokens_for(self, model: ModelConfig, batch_tokens: int) -> int:
+        """Training tokens that this budget allows the model, at least 1, not yet rounded to whole batches."""
+        dense = model.dense_counterpart()
         if self.train_flops is not None:
-            return int(self.train_flops / flops_per_token(model))
-        assert self.tokens_per_param is not None
-        if self.of == "dense":
-            model = model.model_copy(update={"structure": Dense()})
-        counts = model_counts(model)
-        params = counts.params_total if self.count == "total" else counts.params_non_embedding
-        return int(self.tokens_per_param * params)
+            return max(1, int(self.train_flops / flops_per_token(model)))
+        if self.tokens is not None:
+            tokens = self.tokens
+        else:
+            assert self.tokens_per_param is not None
+            counts = model_counts(dense if self.of == "dense" else model)
+            params = counts.params_total if self.count == "total" else counts.params_non_embedding
+            tokens = max(1, int(self.tokens_per_param * params))
+        if self.equal == "flops":
+            # The counterpart itself trains on whole batches.
+            tokens = tokens // batch_tokens * batch_tokens * flops_per_token(dense) // flops_per_token(model)
+        return tokens
+
+
+def complete_budget(budget: Mapping[str, Any] | None, tokens: Any) -> Budget:
+    """The budget of a run; where a table names no amount, `tokens` (a preset's) or the default are meant.
+
+    Raises ValidationError.
+    """
+    table: Any = {} if budget is None else budget
+    if isinstance(table, Mapping) and not table.keys() & set(AMOUNTS):
+        table = {**({"tokens": tokens} if tokens is not None else _DEFAULT_AMOUNT), **table}
+    return Budget.model_validate(table)
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Partial:
@@ -154,8 +185,8 @@ def resolve(partial: Mapping[str, Any], source: str) -> RunConfig:
     """Build a RunConfig from a partial one.
 
     Beside RunConfig's own keys, `partial` may hold `preset` (a name), `structure` (a name or table, short
-    for model.structure) and `budget` (a table, see Budget; default the preset's tokens, else 20 per
-    parameter of the dense counterpart).  Raises ConfigError with one line that starts with `source`.
+    for model.structure) and `budget` (a table, see Budget; its amount is by default the preset's tokens, else
+    20 per parameter of the dense counterpart).  Raises ConfigError with one line that starts with `source`.
     """
     given = dict(partial)
     name = given.pop("preset", None)
@@ -164,25 +195,21 @@ def resolve(partial: Mapping[str, Any], source: str) -> RunConfig:
         given = merge(preset(str(name)), given)
     if structure is not None:
         given = merge(given, {"model": {"structure": structure}})
-    if budget is not None:
-        given.pop("tokens", None)
     try:
-        if "tokens" in given:
+        if "tokens" in given and budget is None:
             return RunConfig.model_validate(given)
-        chosen = Budget.model_validate(budget if budget is not None else _DEFAULT_BUDGET)
+        chosen = complete_budget(budget, given.pop("tokens", None))
     except ValidationError as error:
         owner: type[BaseModel] = Budget if error.title == "Budget" else RunConfig
         where = f"{source}: budget" if owner is Budget else source
         raise ConfigError(validation_line(error, owner, where)) from None
     try:
         # A placeholder budget lets the model be validated first; the real one needs its counts.
-        draft = RunConfig.model_validate({**given, "tokens": 2**62})
-        return RunConfig.model_validate({**given, "tokens": max(1, chosen.tokens_for(draft.model))})
+        draft = RunConfig.model_validate({**given, "tokens": 2**62, "guide": {}})
+        tokens = chosen.tokens_for(draft.model, draft.optim.batch_tokens)
+        return RunConfig.model_validate({**given, "tokens": tokens})
     except ValidationError as error:
         raise ConfigError(validation_line(error, RunConfig, source)) from None
-
-
-_DEFAULT_BUDGET = {"tokens_per_param": 20, "of": "dense"}
 
 
 def load_toml(path: Path) -> Partial:

@@ -8,7 +8,8 @@ from typing import Any
 from trainer.config import SCHEMA_VERSION, RunConfig
 from trainer.corpora import Corpus
 from trainer.evaluate import Evaluation
-from trainer.flops import CONVENTIONS, describe, flops_per_token
+from trainer.flops import CONVENTIONS, describe, spent_flops
+from trainer.models.guide import drawn_guide_flops
 from trainer.presets import run_labels
 
 
@@ -29,8 +30,10 @@ def build_result(
     """
     counts = describe(config)
     tokens = steps_done * config.optim.batch_tokens
-    spent = {name: tokens * flops_per_token(config.model, name) for name in CONVENTIONS}
+    spent = {name: spent_flops(config, steps_done, name) for name in CONVENTIONS}
     counts |= {"tokens": tokens, "steps": steps_done, "train_flops": spent["paper"]}
+    counts["unique_tokens"] = min(tokens, config.tokens)
+    counts["guided_steps"] = min(steps_done, config.guided_steps)
     return {
         "run_id": run_id,
         "schema": SCHEMA_VERSION,
@@ -48,6 +51,9 @@ def build_result(
         "batch_tokens": config.optim.batch_tokens,
         "peak_lr": config.optim.peak_lr,
         "flops": spent,
+        "guide_mode": config.guide.mode,
+        "guide_stochastic": config.guide.stochastic if config.guided_steps else None,
+        "guide_flops_drawn": drawn_guide_flops(config, steps_done),
         "train_loss": train_loss,
         "val_loss": evaluation.loss if evaluation else None,
         "val_loss_se": evaluation.loss_se if evaluation else None,

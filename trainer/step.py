@@ -14,6 +14,7 @@ from trainer.config import RunConfig
 from trainer.device import attention_kernel, autocast, micro_batch
 from trainer.distributed import World
 from trainer.execution import Execution
+from trainer.models.guide import Guidance
 from trainer.models.transformer import Transformer, initialise
 from trainer.optim import DivergenceGuard, build_optimizer
 from trainer.schedule import learning_rate
@@ -40,17 +41,35 @@ class TrainStep:
         self.network = Transformer(config.model, attention_kernel(config, execution, device))
         if draw_weights:
             initialise(self.network, config.seed)
+        self.guidance = Guidance(self.network, config) if config.guided_steps else None
         self.network.to(device)
         self.optimizer = build_optimizer(self.network, config.optim)
         self.guard = DivergenceGuard(config.optim.diverge_ratio * math.log(config.model.vocab_size), device)
-        self.forward: nn.Module = self.network
-        if execution.compile:
-            self.forward = torch.compile(self.forward)  # type: ignore[assignment]
-        if world.size > 1:
-            ids = [device.index] if device.type == "cuda" else None
-            self.forward = nn.parallel.DistributedDataParallel(
-                self.forward, device_ids=ids, broadcast_buffers=False
+        self.compile = execution.compile
+        self.rate = 0.0
+        self.forward = self._wrapped()
+
+    def _wrapped(self) -> nn.Module:
+        """The network as it is called in training: compiled, and shared over the processes."""
+        forward: nn.Module = self.network
+        if self.compile:
+            forward = torch.compile(forward)  # type: ignore[assignment]
+        if self.world.size > 1:
+            forward = nn.parallel.DistributedDataParallel(
+                forward,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                # A guide that was not drawn has no gradient, on any process.
+                find_unused_parameters=self.guidance is not None and self.config.guide.stochastic,
             )
+        return forward
+
+    def skip_to(self, step: int) -> None:
+        """Make the network what it is before update `step`: behind the guided steps it has no guides."""
+        if self.guidance is not None and step >= self.config.guided_steps:
+            self.guidance.release(self.optimizer)
+            self.guidance = None
+            self.forward = self._wrapped()
 
     def __call__(
         self, step: int, inputs: NDArray[np.int64], targets: NDArray[np.int64]
@@ -60,14 +79,17 @@ class TrainStep:
         Returns the mean loss over the global batch (nats per token) and the gradient norm before
         clipping, both on the device, so that nothing waits for it.
         """
-        rate = learning_rate(step, self.config.steps, self.config.optim)
+        self.rate = learning_rate(step, self.config.steps, self.config.optim)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.rate * group["lr_scale"]
+        if self.guidance is not None:
+            self.guidance.set(step)
         loss = self._accumulate_gradients(inputs, targets)
         grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip)
         self.guard.check(step, loss, grad_norm)
         self.guard.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
+        self.skip_to(step + 1)
         return loss, grad_norm
 
     def _accumulate_gradients(self, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.config import ModelConfig
 from trainer.flops import ffn_structures
+from trainer.models.config import ModelConfig
 from trainer.models.structures import Dense, Structure
 
 
@@ -29,21 +29,29 @@ class StructuredLinear(nn.Module):
         shapes = structure.factor_shapes(d_in, d_out)
         self.factors = nn.ParameterDict({name: nn.Parameter(torch.empty(s)) for name, s in shapes.items()})
         self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
+        self.guide: nn.Module | None = None
+        for name, shape in structure.buffer_shapes(d_in, d_out).items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.int64))
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """The factors by name."""
-        return cast(Mapping[str, Tensor], self.factors)
+        """Factors and buffers by name."""
+        factors = cast(Mapping[str, Tensor], self.factors)
+        own = self._buffers
+        return {**factors, **cast(Mapping[str, Tensor], own)} if own else factors
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to x (..., d_in); returns (..., d_out)."""
-        return self.structure.forward(x, self.weights, self.bias)
+        """Apply to x (..., d_in); returns (..., d_out).  In training, a guide has its say before the bias."""
+        if self.guide is None or not self.training:
+            return self.structure.forward(x, self.weights, self.bias)
+        mixed: Tensor = self.guide(x, self.structure.forward(x, self.weights, None))
+        return mixed if self.bias is None else mixed + self.bias
 
     @torch.no_grad()
     def reset(self, std: float, generator: torch.Generator) -> None:
-        """Initialise the factors as the structure says; the bias starts at zero."""
+        """Initialise factors and buffers as the structure says; the bias starts at zero."""
         for name, value in self.structure.init(self.d_in, self.d_out, std, generator).items():
-            self.factors[name].copy_(value)
+            self.weights[name].copy_(value)
 
     def merged_weight(self) -> Tensor:
         """The dense (d_out, d_in) matrix that this layer stands for."""

@@ -1,0 +1,119 @@
+"""ModelConfig: the shape of the network.  Importing this module loads no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+from trainer.models.structures import Dense, Structure, structure_from
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Frozen(BaseModel):
+    """A table of a RunConfig: immutable, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Frozen):
+    """A decoder-only transformer: pre-norm, RoPE, tied head."""
+
+    d_model: Positive
+    """Width of the residual stream."""
+    n_layers: Positive
+    """Number of blocks."""
+    n_heads: Positive
+    """Query heads."""
+    n_kv_heads: Positive
+    """Key and value heads (grouped-query attention where fewer than n_heads); default n_heads."""
+    attn_dim: Positive
+    """Total width of the query heads; default d_model."""
+    d_ff: Positive
+    """Hidden width of the FFN; default 4 d_model, or 8/3 d_model rounded up to 8 for swiglu."""
+    vocab_size: Positive
+    """Rows of the tied embedding; default that of the data's tokenizer."""
+    seq_len: Positive = 256
+    """Tokens in a training sequence."""
+    structure: SerializeAsAny[Structure]
+    """Linear family of the FFN."""
+    dense_first_ffn: bool = True
+    """Keep the FFN of the first block dense, as arXiv 2406.16450 does."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before attention, FFN and head."""
+    norm_eps: float = Field(default=1e-5, gt=0)
+    """Added to the variance."""
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    """FFN nonlinearity; swiglu has a third, gating map."""
+    bias: bool = True
+    """Biases in linear maps and LayerNorm."""
+    qk_norm: bool = False
+    """RMS-normalise queries and keys of each head, with a learned gain."""
+    rope_base: float = Field(default=10000.0, gt=1)
+    """Base of the rotary frequencies."""
+    init_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of dense weights (`paper`) and of embeddings at initialisation."""
+    parametrization: Literal["paper", "mup"] = "paper"
+    """Initialisation and learning rate of each factor: as the papers do, or structure-aware and
+    width-transferable (arXiv 2406.06248)."""
+    base_d_model: Positive | None = None
+    """Width at which the learning rate of `mup` was chosen."""
+    base_head_dim: Positive | None = None
+    """Head width at which the learning rate of `mup` was chosen; default that of this model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        d_model, n_heads = data.get("d_model"), data.get("n_heads")
+        if isinstance(d_model, int):
+            swiglu = data.get("activation") == "swiglu"
+            data.setdefault("attn_dim", d_model)
+            data.setdefault("d_ff", -(-8 * d_model // 24) * 8 if swiglu else 4 * d_model)
+            data["structure"] = structure_from(data.get("structure", "dense"), d_model)
+        if isinstance(n_heads, int):
+            data.setdefault("n_kv_heads", n_heads)
+        if data.get("parametrization") == "mup" and isinstance(data.get("attn_dim"), int) and n_heads:
+            data.setdefault("base_head_dim", data["attn_dim"] // n_heads)
+        return data
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> Self:
+        if self.attn_dim % self.n_heads:
+            raise ValueError(f"n_heads = {self.n_heads} does not divide attn_dim = {self.attn_dim}")
+        if self.head_dim % 2:
+            raise ValueError(f"head width attn_dim / n_heads = {self.head_dim} is odd; RoPE needs it even")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+        if self.parametrization == "mup" and self.base_d_model is None:
+            raise ValueError("parametrization mup needs base_d_model, the width that peak_lr was chosen at")
+        if self.parametrization == "paper" and (self.base_d_model or self.base_head_dim):
+            raise ValueError('base_d_model and base_head_dim mean something for parametrization = "mup" only')
+        if self.n_layers == 1 and self.dense_first_ffn and self.structure.kind != "dense":
+            raise ValueError(
+                f"structure {self.structure.kind} would change nothing: n_layers = 1, and dense_first_ffn "
+                f"keeps that layer's FFN dense; set dense_first_ffn = false"
+            )
+        for d_in, d_out in ((self.d_model, self.d_ff), (self.d_ff, self.d_model)):
+            self.structure.factor_shapes(d_in, d_out)
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.attn_dim // self.n_heads
+
+    @property
+    def kv_dim(self) -> int:
+        """Total width of the key heads, and of the value heads."""
+        return self.head_dim * self.n_kv_heads
+
+    def dense_counterpart(self) -> ModelConfig:
+        """The dense transformer of this width: dense FFNs, and query heads, as wide as here, fill d_model."""
+        update: dict[str, Any] = {"structure": Dense()}
+        if self.d_model % self.head_dim == 0 and (self.d_model // self.head_dim) % self.n_kv_heads == 0:
+            update |= {"attn_dim": self.d_model, "n_heads": self.d_model // self.head_dim}
+        return self.model_copy(update=update)

@@ -188,7 +188,8 @@ class TerminalView:
 
 
 def _name(run: PlannedRun) -> str:
-    return f"{run.size} {run.structure} seed {run.seed}"
+    guided = f" {run.guide}" if run.guide else ""
+    return f"{run.size} {run.structure}{guided} seed {run.seed}"
 
 
 def _facts(running: _Running, pace: float) -> tuple[str, str, str, str]:

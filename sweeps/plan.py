@@ -19,7 +19,7 @@ from sweeps.price import Prices
 from sweeps.text import flops, plural
 from trainer.commandline import duration
 from trainer.config import RunConfig
-from trainer.flops import model_counts, spent_flops, train_flops
+from trainer.flops import guide_params, model_counts, spent_flops, train_flops
 from trainer.models.config import ModelConfig
 from trainer.presets import run_labels
 
@@ -39,6 +39,8 @@ class PlannedRun:
     """Size label."""
     structure: str
     """Structure label."""
+    guide: str
+    """Self-guided training: fixed_steps, fixed_flops, with "static" where it is; empty without."""
     seed: int
     """Seed of the run."""
     params: int
@@ -187,6 +189,7 @@ def _planned(
         id=run_id,
         size=model.size,
         structure=model.structure,
+        guide=config.guide.label,
         seed=config.seed,
         params=model.params,
         tokens=config.steps * config.optim.batch_tokens,
@@ -200,7 +203,7 @@ def _planned(
         new_flops=left if unfinished else 0,
         seconds=round(price.seconds, 1) if price else 0.0,
         measured=price.measured if price else True,
-        bytes=BYTES_PER_PARAM * model.params,
+        bytes=BYTES_PER_PARAM * (model.params + (guide_params(config.model) if config.guided_steps else 0)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,19 @@ _NOTE_WIDTH = 48
 
 
 def plan_table(plan: Plan) -> str:
-    """One line for each run, within 120 columns."""
-    return table(_PLAN_HEADS, [_plan_row(run) for run in plan.runs], _RIGHT)
+    """One line for each run, within 120 columns; guidance has a column where there is any."""
+    rows = [_plan_row(run) for run in plan.runs]
+    return table(*_with_guide(_PLAN_HEADS, rows, [run.guide for run in plan.runs]), _RIGHT)
+
+
+def _with_guide(
+    heads: Sequence[str], rows: Sequence[tuple[str, ...]], guides: Sequence[str]
+) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    if not any(guides):
+        return heads, list(rows)
+    at = heads.index("structure") + 1
+    wider = [(*row[:at], guide or "-", *row[at:]) for row, guide in zip(rows, guides, strict=True)]
+    return (*heads[:at], "guide", *heads[at:]), wider
 
 
 def _plan_row(run: PlannedRun) -> tuple[str, ...]:
@@ -75,6 +86,7 @@ def status_rows(overview: Overview, plan: Plan) -> list[dict[str, Any]]:
                 "id": run.id,
                 "size": run.size,
                 "structure": run.structure,
+                "guide": run.guide,
                 "seed": run.seed,
                 "state": state.state,
                 "step": max(state.step, state.checkpoint or 0),
@@ -94,7 +106,8 @@ def status_rows(overview: Overview, plan: Plan) -> list[dict[str, Any]]:
 
 def status_table(rows: list[dict[str, Any]]) -> str:
     """One line for each run, within 120 columns."""
-    return table(_STATUS_HEADS, [_status_row(row) for row in rows], _RIGHT)
+    lines = [_status_row(row) for row in rows]
+    return table(*_with_guide(_STATUS_HEADS, lines, [row["guide"] for row in rows]), _RIGHT)
 
 
 def _status_row(row: Mapping[str, Any]) -> tuple[str, ...]:

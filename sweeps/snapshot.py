@@ -87,7 +87,9 @@ def snapshot(ledger: Ledger, run_id: str, state: RunState, sweep: str) -> Snapsh
     lines = [_points(line) for line in _thinned(metrics, config.steps) if line["step"] <= stays]
     return Snapshot(
         run_id=run_id,
-        name=" ".join([*run_labels(config).values(), f"seed {config.seed}"]),
+        name=" ".join(
+            filter(None, [*run_labels(config).values(), config.guide.label, f"seed {config.seed}"])
+        ),
         params=_flat(config.model_dump(mode="json")),
         lines=lines,
         final=_final(state.result, lines) if state.result is not None else [],

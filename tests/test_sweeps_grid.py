@@ -17,7 +17,7 @@ from sweeps.resolver import Resolver
 from sweeps.sweepfile import Sweep, load_sweep, parse_sweep, sweep_files
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
-from trainer.flops import flops_per_token, model_counts
+from trainer.flops import flops_per_token, model_counts, train_flops
 from trainer.presets import resolve
 
 
@@ -108,6 +108,39 @@ def test_an_axis_of_budgets_replaces_the_sweeps_amount() -> None:
     assert [c.tokens for c in runs(BASE + "[axes]\ntokens = [40960, 81920]\n")] == [40960, 81920]
 
 
+def test_a_budget_equal_in_flops_spends_what_the_dense_run_spends() -> None:
+    text = BASE + '[axes]\nstructure = ["dense", "lowrank-32"]\nbudget.equal = ["tokens", "flops"]\n'
+    dense, same_tokens, more = runs(text + '[budget]\ntokens_per_param = 20\nof = "dense"\n')
+    assert same_tokens.tokens == dense.tokens < more.tokens
+    one_batch = more.optim.batch_tokens * flops_per_token(more.model)
+    assert train_flops(dense) - one_batch < train_flops(more) <= train_flops(dense)
+    # Without an amount, the preset's tokens or the default of 20 per dense parameter are meant.
+    assert runs(text) == [dense, same_tokens, more]
+    papers = runs('[base]\npreset = "paper-s"\nstructure = "lowrank-32"\nbudget.equal = "flops"\n')
+    assert [c.steps for c in papers] == [5811]
+
+
+@pytest.mark.parametrize("scale", ["", "-gpu", "-paper"])
+def test_the_papers_experiments_spend_what_they_say(scale: str) -> None:
+    """Guided, with more tokens, or wide: all at the FLOPs of the dense run, within the published rounding."""
+    for name in ("selfguided", "more-tokens", "wide"):
+        configs = expand(load_sweep(name + scale))
+        sizes: dict[tuple[int, int], list[RunConfig]] = {}
+        for config in configs:
+            sizes.setdefault((config.model.d_model, config.seed), []).append(config)
+        for cell in sizes.values():
+            dense = next(c for c in cell if c.model.structure.kind == "dense")
+            assert {c.guide.mode for c in cell} >= ({"none"} if name == "more-tokens" else {"fixed_flops"})
+            for config in cell:
+                equal = (
+                    config.guide.mode == "fixed_flops"
+                    or config.tokens > dense.tokens
+                    or config.model.structure.kind == "dense"
+                )
+                ratio = train_flops(config) / train_flops(dense)
+                assert (0.985 < ratio < 1.01) if equal else ratio < 0.97, (name + scale, ratio)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     preset=st.sampled_from(["cpu-xs", "cpu-s", "paper-s", "gpu-xs", None]),
@@ -118,7 +151,19 @@ def test_an_axis_of_budgets_replaces_the_sweeps_amount() -> None:
     optim=st.sampled_from([None, {"peak_lr": 1e-3}, {"peak_lr": -1.0}, {"batch_tokens": 999}, {"x": 1}]),
     data=st.sampled_from([None, {"corpus": "synthetic"}, "synthetic", {"tokenizer": "bytes"}, 3]),
     budget=st.sampled_from(
-        [None, {"tokens": 99_999}, {"tokens": 1}, {"tokens_per_param": 3, "of": "dense"}, {}]
+        [
+            None,
+            {"tokens": 99_999},
+            {"tokens": 1},
+            {"tokens_per_param": 3, "of": "dense"},
+            {},
+            {"equal": "flops"},
+            {"equal": "flops", "tokens_per_param": 3},
+            {"count": "non_embedding"},
+        ]
+    ),
+    guide=st.sampled_from(
+        [None, {"mode": "fixed_flops"}, {"mode": "fixed_steps", "stochastic": False}, {"fraction": 0.5}, 3]
     ),
 )
 def test_the_quick_way_equals_resolve(**given_values: Any) -> None:

@@ -83,6 +83,13 @@ class GuideConfig(Frozen):
     steps: int | None = Field(default=None, ge=0)
     """Guided steps; follows from the other fields and may be left out."""
 
+    @property
+    def label(self) -> str:
+        """Its mode as tables show it, empty where there is no guidance."""
+        if self.mode == "none":
+            return ""
+        return self.mode if self.stochastic else f"{self.mode} static"
+
     def resolved(self, model: ModelConfig, base_steps: int) -> GuideConfig:
         """The same with `steps` filled in.  Raises ValueError where that cannot be."""
         if self.mode == "none":

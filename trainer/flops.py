@@ -113,9 +113,14 @@ def guided_maps(model: ModelConfig) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=4096)
+def guide_params(model: ModelConfig) -> int:
+    """Weights of the dense branches of all guided maps; they are there while guidance lasts."""
+    return sum(d_in * d_out for d_in, d_out in guided_maps(model))
+
+
 def guide_flops_per_token(model: ModelConfig) -> int:
     """Training FLOPs that the dense branches of all guided maps add to a token where they run."""
-    return 3 * sum(2 * d_in * d_out for d_in, d_out in guided_maps(model))
+    return 6 * guide_params(model)
 
 
 def matching_guided_steps(model: ModelConfig, base_steps: int, stochastic: bool) -> int:

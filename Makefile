@@ -43,8 +43,11 @@ status: $(STAMP) ## what has been run
 figures: $(STAMP) ## redraw every figure and table from tracked tables, no training
 	$(BIN)/python -m analysis figures
 
-bench: $(STAMP) ## training speed of this machine, structures interleaved
-	$(BIN)/python -m trainer bench train --structures dense,lowrank-63,lowrank-32 --precisions fp32
+bench: $(STAMP) ## speed of this machine, structures interleaved (several minutes); tables and figures
+	$(BIN)/python -m trainer bench ffn
+	$(BIN)/python -m trainer bench train --structures dense,lowrank-32,blockdense-32,blockshuffle-32 --precisions fp32
+	$(BIN)/python -m trainer bench decode
+	$(BIN)/python -m analysis figures
 
 mlflow-ui: $(STAMP) ## browse the runs at http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(RESULTS)/mlflow.db}

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from test_analysis_table import make_sweep, result
 
-from analysis.__main__ import draw, load, main
+from analysis.__main__ import main
 from analysis.analyse import analyse
+from analysis.drawing import draw
 from analysis.errors import AnalysisError
 from analysis.figures.published import find_published, published_runs, shared_structures
 from analysis.figures.scaling import scaling_figure
 from analysis.figures.style import looks, nice_ticks, save
+from analysis.loading import load
 from analysis.report import markdown, to_json
 from analysis.table import read_csv, structures_of
 from trainer.rundir import write_result

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from test_analysis_table import csv_file, make_sweep, result
 
-from analysis.__main__ import draw
 from analysis.analyse import analyse
+from analysis.drawing import draw
 from analysis.errors import AnalysisError
 from analysis.figures.scaling import scaling_figure
 from analysis.figures.style import looks, save

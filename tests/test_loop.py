@@ -287,7 +287,7 @@ def test_structures_see_the_same_batches(tmp_path: Path) -> None:
 
 
 def test_networks_share_all_weights_but_the_ffn() -> None:
-    from trainer.models.transformer import initialise
+    from trainer.models.parametrize import initialise
 
     networks = [Transformer(resolve({**TINY, "structure": s}, "t").model) for s in ("dense", "lowrank-32")]
     for network in networks:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
-from trainer.models.transformer import Transformer, initialise, matmul_attention, rope_table, rotate
+from trainer.models.parametrize import initialise
+from trainer.models.transformer import Transformer, matmul_attention, rope_table, rotate
 from trainer.presets import resolve
 
 BASE: dict[str, Any] = {"d_model": 32, "n_layers": 2, "n_heads": 4, "seq_len": 12, "vocab_size": 20}
@@ -60,9 +62,11 @@ def test_the_two_kernels_agree(variant: dict[str, Any]) -> None:
 def test_grouped_queries_equal_repeated_heads() -> None:
     q, k, v = torch.randn(1, 4, 5, 6), torch.randn(1, 2, 5, 6), torch.randn(1, 2, 5, 6)
     mask = torch.full((5, 5), -torch.inf).triu(1)
-    grouped = matmul_attention(q, k, v, mask)
+    grouped = matmul_attention(q, k, v, mask, 1 / math.sqrt(q.shape[-1]))
     for head in range(4):
-        alone = matmul_attention(q[:, [head]], k[:, [head // 2]], v[:, [head // 2]], mask)
+        alone = matmul_attention(
+            q[:, [head]], k[:, [head // 2]], v[:, [head // 2]], mask, 1 / math.sqrt(q.shape[-1])
+        )
         torch.testing.assert_close(grouped[:, [head]], alone)
 
 

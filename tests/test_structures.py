@@ -91,6 +91,125 @@ def test_blockdense_matches_an_einsum() -> None:
     )
 
 
+FAST = [
+    (LowRank(rank=5), 8, 24),
+    (BlockDense(rank=6, n_blocks=2), 8, 12),
+    (BlockShuffle(n_blocks=2), 8, 32),
+    (BlockShuffle(n_blocks=2), 32, 8),
+    # Three blocks do not divide five rows: the way that moves the output instead.
+    (BlockShuffle(n_blocks=3), 12, 15),
+]
+
+
+@pytest.mark.parametrize(("structure", "d_in", "d_out"), FAST, ids=str)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients_of_layer_pass_gradcheck(
+    structure: Structure, d_in: int, d_out: int, with_bias: bool
+) -> None:
+    factors = draw_factors(structure, d_in, d_out)
+    bias = torch.randn(d_out, dtype=torch.float64, requires_grad=True) if with_bias else None
+    for tokens in (1, 2, 9):
+        x = torch.randn(tokens, d_in, dtype=torch.float64, requires_grad=True)
+
+        def run(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+            return structure.forward(
+                x, dict(zip(factors, weights, strict=False)), weights[-1] if with_bias else None
+            )
+
+        inputs = [x, *factors.values(), *([] if bias is None else [bias])]
+        assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize(("structure", "d_in", "d_out"), FAST, ids=str)
+@pytest.mark.parametrize("way", ["transposed", "sliced", "expanded"])
+def test_strided_inputs_and_gradients_give_what_contiguous_ones_do(
+    structure: Structure, d_in: int, d_out: int, way: str
+) -> None:
+    factors = draw_factors(structure, d_in, d_out)
+    bias = torch.randn(d_out, dtype=torch.float64)
+    make = {
+        "transposed": lambda d: torch.randn(3, d, 17, dtype=torch.float64).transpose(1, 2),
+        "sliced": lambda d: torch.randn(3, 17, 2 * d, dtype=torch.float64)[..., 1::2],
+        "expanded": lambda d: torch.randn(1, 1, d, dtype=torch.float64).expand(3, 17, d),
+    }[way]
+    results = []
+    x, grad = make(d_in), make(d_out)
+    for given_x, given_grad in ((x, grad), (x.contiguous(), grad.contiguous())):
+        leaf = given_x.detach().requires_grad_()
+        out = structure.forward(leaf, factors, bias)
+        results.append((out, *torch.autograd.grad(out, [leaf, *factors.values()], given_grad)))
+    for got, want in zip(*results, strict=True):
+        assert got.shape == want.shape
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("structure", "d_in", "d_out"), FAST, ids=str)
+def test_frozen_parts_get_no_gradient_and_the_others_keep_theirs(
+    structure: Structure, d_in: int, d_out: int
+) -> None:
+    factors = draw_factors(structure, d_in, d_out)
+    x = torch.randn(11, d_in, dtype=torch.float64, requires_grad=True)
+    whole = torch.autograd.grad(structure.forward(x, factors, None).square().sum(), [x, *factors.values()])
+    for at, name in enumerate(("x", *factors)):
+        parts = {k: v if k == name else v.detach() for k, v in factors.items()}
+        only = x if name == "x" else factors[name]
+        out = structure.forward(x if name == "x" else x.detach(), parts, None)
+        (grad,) = torch.autograd.grad(out.square().sum(), [only])
+        torch.testing.assert_close(grad, whole[at], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("structure", "d_in", "d_out"), FAST, ids=str)
+def test_autocast_multiplies_in_bf16_and_keeps_fp32_gradients(
+    structure: Structure, d_in: int, d_out: int
+) -> None:
+    factors = {
+        k: v.detach().float().requires_grad_() for k, v in draw_factors(structure, d_in, d_out).items()
+    }
+    bias = torch.randn(d_out, requires_grad=True)
+    x = torch.randn(2, 16, d_in, requires_grad=True)
+    leaves = [x, *factors.values(), bias]
+    want = structure.forward(x, factors, bias)
+    wanted = torch.autograd.grad(want.sum(), leaves)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = structure.forward(x, factors, bias)
+    assert got.dtype == torch.bfloat16
+    assert not torch.equal(got.float(), want)
+    torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05 * want.abs().max().item())
+    for a, b in zip(torch.autograd.grad(got.float().sum(), leaves), wanted, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05 * b.abs().max().item())
+
+
+@pytest.mark.parametrize(("structure", "d_in", "d_out"), FAST, ids=str)
+def test_a_compiled_layer_gives_what_the_eager_one_does(structure: Structure, d_in: int, d_out: int) -> None:
+    factors = draw_factors(structure, d_in, d_out)
+    bias = torch.randn(d_out, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 9, d_in, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *factors.values(), bias]
+    compiled = torch.compile(structure.forward, backend="aot_eager", fullgraph=True, dynamic=False)
+    for a, b in zip(
+        *(
+            torch.autograd.grad(run(x, factors, bias).square().sum(), leaves)
+            for run in (compiled, structure.forward)
+        ),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("structure", "d_in", "d_out"), FAST, ids=str)
+def test_a_second_pass_gives_the_same_bits(structure: Structure, d_in: int, d_out: int) -> None:
+    factors = {
+        k: v.detach().float().requires_grad_() for k, v in draw_factors(structure, d_in, d_out).items()
+    }
+    x = torch.randn(64, d_in, requires_grad=True)
+    first, second = (
+        torch.autograd.grad(structure.forward(x, factors, None).square().sum(), [x, *factors.values()])
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 @settings(max_examples=30, deadline=None)
 @given(layers())
 def test_counts_are_those_of_the_factors(layer: tuple[Structure, int, int]) -> None:

@@ -10,6 +10,7 @@ import torch
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.execution import Execution, processor_name
+from trainer.memory import ask_for_huge_pages, keep_freed_memory
 
 PEAK_BF16_FLOPS = {
     "H200": 989e12,
@@ -37,9 +38,12 @@ def select_device(execution: Execution, local_rank: int = 0) -> torch.device:
 
 
 def prepare_device(execution: Execution, device: torch.device) -> None:
-    """Set the threads of this process, and deterministic kernels on a GPU."""
+    """Set the threads of this process and how it keeps memory; deterministic kernels on a GPU."""
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
+    if device.type == "cpu":
+        ask_for_huge_pages()
+        keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         # Bit-identical resume needs all three: cuBLAS differs without its workspace setting, and attention

@@ -6,20 +6,34 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import OptimConfig
+from trainer.models.parametrize import learning_rate_scales
 
 
 def build_optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; with decay = "matrices" only parameters of two or more axes decay."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    decaying = [p for p in parameters if optim.decay == "all" or p.ndim >= 2]
-    others = [p for p in parameters if optim.decay != "all" and p.ndim < 2]
-    groups = [
-        {"params": group, "weight_decay": decay, "lr_scale": 1.0}
-        for group, decay in ((decaying, optim.weight_decay), (others, 0.0))
-        if group
-    ]
+    """Fused AdamW; with decay = "matrices" only parameters of two or more axes decay.
+
+    A group for each pair of decay and learning-rate scale; the scale stands in the group as `lr_scale`.
+    """
+    scales = learning_rate_scales(network)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        decays = optim.decay == "all" or parameter.ndim >= 2
+        groups.setdefault((decays, scales.get(name, 1.0)), []).append(parameter)
     return torch.optim.AdamW(
-        groups, lr=optim.peak_lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
+        [
+            # AdamW multiplies the decay by the learning rate.  What a factor loses in a step is to depend on
+            # the schedule, not on its width, so the scale is taken out again (Wang and Aitchison 2405.13698).
+            {
+                "params": group,
+                "weight_decay": optim.weight_decay / scale if decays else 0.0,
+                "lr_scale": scale,
+            }
+            for (decays, scale), group in groups.items()
+        ],
+        lr=optim.peak_lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        fused=True,
     )
 
 

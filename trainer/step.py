@@ -15,7 +15,8 @@ from trainer.device import attention_kernel, autocast, micro_batch
 from trainer.distributed import World
 from trainer.execution import Execution
 from trainer.models.guide import Guidance
-from trainer.models.transformer import Transformer, initialise
+from trainer.models.parametrize import initialise
+from trainer.models.transformer import Transformer
 from trainer.optim import DivergenceGuard, build_optimizer
 from trainer.schedule import learning_rate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
@@ -110,6 +111,18 @@ class ModelConfig(Frozen):
     def kv_dim(self) -> int:
         """Total width of the key heads, and of the value heads."""
         return self.head_dim * self.n_kv_heads
+
+    @property
+    def logit_scale(self) -> float:
+        """What multiplies the head's input: 1, or base_d_model / d_model for `mup`."""
+        return self.base_d_model / self.d_model if self.base_d_model else 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        """What multiplies attention scores: 1 / sqrt(head_dim), which `mup` reaches at base_head_dim only."""
+        if self.base_head_dim is None:
+            return 1 / math.sqrt(self.head_dim)
+        return math.sqrt(self.base_head_dim) / self.head_dim
 
     def dense_counterpart(self) -> ModelConfig:
         """The dense transformer of this width: dense FFNs, and query heads, as wide as here, fill d_model."""

@@ -6,10 +6,8 @@ E = width of a head, V = vocabulary.
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Mapping
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +81,13 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.view_as_real(turned).flatten(-2).type_as(x)
 
 
+class Past(Protocol):
+    """Where a layer's earlier keys and values are, while tokens are generated (trainer.models.decode)."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep k and v (B, G, T, E), let q (B, H, T, E) attend to all that is kept; returns (B, H, T, E)."""
+
+
 class Attention(nn.Module):
     """Causal self-attention with RoPE; the four projections are always dense."""
 
@@ -95,8 +100,11 @@ class Attention(nn.Module):
         self.q_gain = nn.Parameter(torch.ones(gain)) if model.qk_norm else None
         self.k_gain = nn.Parameter(torch.ones(gain)) if model.qk_norm else None
 
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
-        """Attend; x is (B, T, D), `rope` the rotations, `mask` (T, T) with -inf above the diagonal."""
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor, past: Past | None = None) -> Tensor:
+        """Attend; x is (B, T, D), `rope` the rotations, `mask` (T, T) with -inf above the diagonal.
+
+        With a `past`, what may be attended to is its affair, and `mask` means nothing.
+        """
         batch, length, _ = x.shape
         n_heads, n_kv, width = self.model.n_heads, self.model.n_kv_heads, self.model.head_dim
         qkv = self.qkv(x).view(batch, length, n_heads + 2 * n_kv, width)
@@ -110,20 +118,24 @@ class Attention(nn.Module):
         turned = rotate(qk, rope).type_as(v).transpose(1, 2)
         q, k = turned[:, :n_heads], turned[:, n_heads:]
         v = v.transpose(1, 2)
-        if self.kernel == "matmul":
-            mixed = matmul_attention(q, k, v, mask[:length, :length])
+        if past is not None:
+            mixed = past.attend(q, k, v)
+        elif self.kernel == "matmul":
+            mixed = matmul_attention(q, k, v, mask[:length, :length], self.model.attention_scale)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=n_kv != n_heads)
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=self.model.attention_scale, enable_gqa=n_kv != n_heads
+            )
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, n_heads * width))
         return out
 
 
-def matmul_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Attention by explicit products; q is (B, H, T, E), k and v (B, G, T, E), returns (B, H, T, E)."""
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
+    scores = (q * scale) @ k.transpose(-2, -1)
     return torch.softmax(scores + mask.to(scores.dtype), dim=-1).to(v.dtype) @ v
 
 
@@ -152,9 +164,9 @@ class Block(nn.Module):
         self.norm_attention, self.attention = make_norm(model), Attention(model, kernel)
         self.norm_ffn, self.ffn = make_norm(model), FeedForward(model, structure)
 
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor, past: Past | None = None) -> Tensor:
         """Add attention, then the FFN, to x (B, T, D)."""
-        x = x + self.attention(self.norm_attention(x), rope, mask)
+        x = x + self.attention(self.norm_attention(x), rope, mask, past)
         out: Tensor = x + self.ffn(self.norm_ffn(x))
         return out
 
@@ -182,28 +194,17 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, self.rope, self.mask)
-        return F.linear(self.norm_head(x), self.embedding.weight)
+        return self.head(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (B, T, V) from the residual stream x (B, T, D) behind the last block."""
+        hidden = self.norm_head(x)
+        if self.model.logit_scale != 1:
+            hidden = hidden * self.model.logit_scale
+        return F.linear(hidden, self.embedding.weight)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy (B, T) in nats, fp32, of `targets` (B, T) after `tokens` (B, T)."""
         logits = self.logits(tokens).float()
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return losses.view(targets.shape)
-
-
-@torch.no_grad()
-def initialise(network: Transformer, seed: int) -> None:
-    """Draw every weight from a generator keyed by (seed, its name).
-
-    A weight's draw depends on nothing else, so that networks which differ in their FFN share the rest.
-    """
-    std = network.model.init_std
-    network.embedding.weight.normal_(std=std, generator=_generator(seed, "embedding"))
-    for name, module in network.named_modules():
-        if isinstance(module, StructuredLinear):
-            module.reset(std, _generator(seed, name))
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"init\n{seed}\n{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))

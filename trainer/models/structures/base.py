@@ -29,6 +29,14 @@ class Fan(NamedTuple):
     depth: int
     """Factors that are multiplied one after another in the path that this one is on."""
 
+    @property
+    def spectral_std(self) -> float:
+        """Standard deviation at which the factor's spectral norm is of order sqrt(fan_out / fan_in).
+
+        sqrt(1 / fan_in) min(1, sqrt(fan_out / fan_in)), Yang et al. 2310.17813.
+        """
+        return math.sqrt(1 / self.fan_in) * min(1.0, math.sqrt(self.fan_out / self.fan_in))
+
 
 class Structure(BaseModel):
     """How one linear map R^N -> R^M of an FFN is stored and applied.

@@ -63,8 +63,7 @@ class BlockDense(Structure):
 
     def forward(self, x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """U (V_b x) + b."""
-        hidden = block_product(x.reshape(-1, self.n_blocks, x.shape[-1] // self.n_blocks), factors["v"])
-        return linear(hidden.reshape(*x.shape[:-1], self.rank), factors["u"], bias)
+        return linear(block_product(x, factors["v"]), factors["u"], bias)
 
     def merged_weight(self, factors: Mapping[str, Tensor]) -> Tensor:
         """U blockdiag(V)."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field
 
 from trainer.models.structures.base import Shape, Structure, register
-from trainer.models.structures.products import block_diagonal, block_product, divide, orthonormal_blocks
+from trainer.models.structures.products import block_diagonal, divide, orthonormal_blocks, shuffled_product
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -45,14 +45,7 @@ class BlockShuffle(Structure):
 
     def forward(self, x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | None) -> Tensor:
         """f^-1(U_b f(V_b x)) + b."""
-        n_blocks, width, n_in = factors["v"].shape
-        hidden = block_product(x.reshape(-1, n_blocks, n_in), factors["v"])
-        shuffled = hidden.transpose(1, 2).reshape(-1, n_blocks, width)
-        out = block_product(shuffled, factors["u"])
-        n_out = out.shape[-1]
-        unshuffled = out.reshape(-1, n_out, n_blocks).transpose(1, 2)
-        flat = unshuffled.reshape(*x.shape[:-1], n_blocks * n_out)
-        return flat if bias is None else flat + bias
+        return shuffled_product(x, factors["v"], factors["u"], bias)
 
     def merged_weight(self, factors: Mapping[str, Tensor]) -> Tensor:
         """P_M^-1 blockdiag(U) P_n blockdiag(V) with the shuffles as permutations."""

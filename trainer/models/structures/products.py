@@ -39,41 +39,40 @@ def block_diagonal(blocks: Tensor) -> Tensor:
 
 
 def block_product(x: Tensor, blocks: Tensor) -> Tensor:
-    """Block-diagonal product: x (T, B, N/B) with blocks (B, K, N/B) gives (T, B, K)."""
+    """Block-diagonal product: x (..., N) with blocks (B, K, N/B) gives (..., B K)."""
     import torch
 
-    return torch.einsum("tbi,boi->tbo", x, blocks)
+    if torch.compiler.is_compiling():
+        # The compiler plans its own layouts, and cannot see into a product that writes into a view.
+        parts = x.reshape(*x.shape[:-1], blocks.shape[0], blocks.shape[2])
+        return torch.einsum("...bi,boi->...bo", parts, blocks).flatten(-2)
+    from trainer.models.block_products import BlockProduct, in_autocast_dtype
+
+    flat, blocks = in_autocast_dtype(x.reshape(-1, x.shape[-1]), blocks)
+    out: Tensor = BlockProduct.apply(flat, blocks)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def autocast_like(x: Tensor, *weights: Tensor | None) -> tuple[Tensor, ...]:
-    """`x` and `weights` in the dtype that autocast would give a product of them."""
-    import torch
+def shuffled_product(x: Tensor, v: Tensor, u: Tensor, bias: Tensor | None) -> Tensor:
+    """f^-1(U f(V x)) + b: x (..., N), blocks V (B, w, N/B) and U (B, M/B, w), bias (M,); returns (..., M).
 
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return x, *weights  # type: ignore[return-value]
-    dtype = torch.get_autocast_dtype(kind)
-    return x.to(dtype), *(w if w is None else w.to(dtype) for w in weights)  # type: ignore[return-value]
-
-
-def product_into(out: Tensor, left: Tensor, right: Tensor, add: bool = False) -> None:
-    """Write, or add, left (B, I, K) times right (B, K, J) into the strided view `out` (B, I, J).
-
-    BLAS takes a row stride for every operand, so that no operand is copied where the last or the last
-    but one stride of each is 1.  On a CPU, batched products want a contiguous output; single ones do not.
+    f writes the B blocks of a vector as rows of a matrix and reads it by columns.
     """
     import torch
 
-    if out.device.type == "cpu":
-        for product, a, b in zip(out.unbind(), left.unbind(), right.unbind(), strict=True):
-            if add:
-                torch.addmm(product, a, b, out=product)
-            else:
-                torch.mm(a, b, out=product)
-    elif add:
-        torch.baddbmm(out, left, right, out=out)
-    else:
-        torch.bmm(left, right, out=out)
+    n_blocks, width, _ = v.shape
+    tokens = x.numel() // x.shape[-1]
+    if not torch.compiler.is_compiling() and u.shape[1] % n_blocks == 0 and tokens >= width:
+        from trainer.models.block_products import ShuffledProduct, in_autocast_dtype
+
+        flat, v, u, bias = in_autocast_dtype(x.reshape(-1, x.shape[-1]), v, u, bias)
+        fast: Tensor = ShuffledProduct.apply(flat, v, u, bias)  # type: ignore[no-untyped-call]
+        return fast.view(*x.shape[:-1], fast.shape[-1])
+    # With fewer tokens than rows (decoding) reordering a weight would cost more than moving the output.
+    hidden = block_product(x, v).view(*x.shape[:-1], n_blocks, width)
+    out = block_product(hidden.transpose(-1, -2).flatten(-2), u)
+    plain = out.view(*x.shape[:-1], -1, n_blocks).transpose(-1, -2).flatten(-2)
+    return plain if bias is None else plain + bias.to(plain.dtype)
 
 
 def orthonormal_blocks(shape: Shape, generator: Generator) -> Tensor:

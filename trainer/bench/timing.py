@@ -1,0 +1,99 @@
+"""Fair timing of alternatives: warmed up, then measured in turn, so that all meet the same disturbances."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+Action = Callable[[], object]
+
+
+@dataclass
+class Timing:
+    """What was measured of one alternative."""
+
+    seconds: list[float] = field(default_factory=list)
+    """One value a repeat."""
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def fastest(self) -> float:
+        """Fewest seconds."""
+        return min(self.seconds)
+
+    @property
+    def slowest(self) -> float:
+        """Most seconds."""
+        return max(self.seconds)
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def once(action: Action, device: torch.device) -> float:
+    """Seconds that one call takes, until the device has finished."""
+    wait_for(device)
+    start = time.perf_counter()
+    action()
+    wait_for(device)
+    return time.perf_counter() - start
+
+
+def interleaved(
+    actions: Mapping[str, Action],
+    device: torch.device,
+    repeats: int,
+    least_seconds: float = 0.0,
+    deadline: float | None = None,
+    warmup: int = 1,
+    on_call: Callable[[], object] = lambda: None,
+) -> dict[str, Timing]:
+    """Time every action in turn: a round calls each once, so a slow minute of the machine hits all of them.
+
+    Args:
+        actions: what to time, by name.
+        device: where they run; waited for before and after each call.
+        repeats: rounds that are counted.
+        least_seconds: more rounds are run until the counted ones took this long (short calls are noisy).
+        deadline: time.perf_counter() after which no further round starts, but for the first.
+        warmup: rounds before, not counted.
+        on_call: told after each call, for a progress display.
+    """
+    for _ in range(warmup):
+        for action in actions.values():
+            once(action, device)
+            on_call()
+    timings = {name: Timing() for name in actions}
+    start = time.perf_counter()
+    done = 0
+    while done < repeats or time.perf_counter() - start < least_seconds:
+        if done and deadline is not None and time.perf_counter() > deadline:
+            break
+        for name, action in actions.items():
+            timings[name].seconds.append(once(action, device))
+            on_call()
+        done += 1
+    return timings
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory ran out, on a GPU or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def allow_many_compilations() -> None:
+    """Let torch.compile make one program for each structure; by default it gives up after a few, silently."""
+    torch._dynamo.config.recompile_limit = 256

@@ -114,17 +114,18 @@ def markdown(analysis: Analysis, runs: bool = True) -> str:
         f"# {analysis.name}: held-out loss over training FLOPs",
         f"**Verdict.** {analysis.comparison.verdict}",
         f"Data: {analysis.runs.coverage()}.",
-        _markdown_table(FIT_HEADER, rows),
+        markdown_table(FIT_HEADER, rows),
         f"{METHOD} C0 = {analysis.reference:.4g} FLOPs.",
     ]
     if notes:
         parts.append("\n".join(f"- [{i}] {note}" for i, note in enumerate(notes, 1)))
     if runs:
-        parts += ["## Runs", _markdown_table(RUN_HEADER, run_rows(analysis.runs.table))]
+        parts += ["## Runs", markdown_table(RUN_HEADER, run_rows(analysis.runs.table))]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its columns padded to one width."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
@@ -148,17 +149,17 @@ def to_json(analysis: Analysis) -> str:
         "coverage": {state: list(ids) for state, ids in analysis.runs.absent()} | {"done": len(runs)},
         "runs": runs,
     }
-    return json.dumps(_plain(body), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    return json.dumps(plain(body), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON's own types, with null for NaN and infinity."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.labels import structure_order
+from analysis.treatments import VARIANTS, places
 from analysis.variants import variants
 from trainer.errors import RunDirError
 from trainer.rundir import CONFIG, read_json, read_result, read_status
@@ -39,6 +40,7 @@ class Runs:
 
     `table` has one row a finished run: params, tokens, train_flops and val_loss (nats per token) as float64,
     structure and seed, and every further column of the source. NaN stands where params or tokens are unknown.
+    `lost`: cells of diverged runs whose structure is known, with their budget's tokens and the FLOPs spent.
     """
 
     table: pd.DataFrame
@@ -46,6 +48,7 @@ class Runs:
     diverged: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     corrupted: tuple[str, ...] = ()
+    lost: tuple[Cells, ...] = ()
 
     @property
     def expected(self) -> int:
@@ -114,11 +117,16 @@ def _sweep_ids(results: Path, sweep: str) -> list[str]:
 
 def _named_apart(read: Sequence[tuple[Cells, Mapping[str, Any]]]) -> list[Cells]:
     """The cells of each run, its structure's label completed by what the sweep varies besides."""
-    done = [(cells, config) for cells, config in read if cells["state"] == "done"]
-    groups = [(cells.get("structure", ""), cells.get("size", ""), cells.get("seed", "")) for cells, _ in done]
-    for (cells, _), variant in zip(done, variants(groups, [config for _, config in done]), strict=True):
+    named = [(cells, config) for cells, config in read if "structure" in cells]
+    groups = [(cells["structure"], cells.get("size", ""), cells.get("seed", "")) for cells, _ in named]
+    for (cells, _), variant in zip(named, variants(groups, [config for _, config in named]), strict=True):
         if variant:
             cells["structure"] += f", {variant}"
+    # The tokens of a run are no part of its curve's label, but more of them in place of saved FLOPs are.
+    done = [cells for cells, _ in named if cells["state"] == "done" and cells.get("train_flops")]
+    for cells, place in zip(done, places(done), strict=True):
+        if place is not None and place.treatment in VARIANTS:
+            cells["structure"] += f", {VARIANTS[place.treatment]}"
     return [cells for cells, _ in read]
 
 
@@ -132,12 +140,15 @@ def _run_cells(folder: Path, run_id: str) -> tuple[Cells, Mapping[str, Any]]:
     if result is None:
         state = str(read_status(folder).get("state"))
         return {"run_id": run_id, "state": state if state in ("failed", "diverged") else "missing"}, {}
-    if result.get("state") != "done":
-        return {"run_id": run_id, "state": str(result.get("state"))}, {}
+    state = str(result.get("state"))
+    if state != "done" and not (state == "diverged" and "structure" in result):
+        return {"run_id": run_id, "state": state}, {}
     flops = result.get("flops")
     by_convention = {f"flops_{name}": value for name, value in flops.items()} if flops else {}
     kept = {key: value for key, value in result.items() if key not in LEFT_OUT}
     cells = {**kept, **by_convention, "run_id": run_id}
+    if state == "diverged" and "tokens" in config:
+        cells["tokens"] = config["tokens"]
     return {key: _cell(value) for key, value in cells.items()}, config
 
 
@@ -265,12 +276,13 @@ def from_rows(rows: Sequence[Cells], labels: Sequence[str], source: str) -> Runs
         if row.get("state", "done") != "done":
             state = row["state"] if row["state"] in absent else "missing"
             absent[state].append(row.get("run_id") or labels[i])
+    lost = tuple(row for row in rows if row.get("state") == "diverged" and row.get("structure"))
     columns = _columns([rows[i] for i in done])
     typed = [_typed_row(rows[i], columns, f"{source}: {labels[i]}") for i in done]
     _refuse_repeats(typed, [labels[i] for i in done], source)
     typed.sort(key=_row_order)
     table = pd.DataFrame(typed, columns=columns)
-    return Runs(table, **{state: tuple(ids) for state, ids in absent.items()})
+    return Runs(table, **{state: tuple(ids) for state, ids in absent.items()}, lost=lost)
 
 
 def _columns(rows: Sequence[Cells]) -> list[str]:
@@ -360,12 +372,13 @@ def use_flops(runs: Runs, convention: str) -> Runs:
             f"--flops {convention}: the table does not count FLOPs so; use one of: {known or 'none'}"
         )
     table = runs.table.assign(train_flops=runs.table[column])
-    return Runs(table, runs.missing, runs.diverged, runs.failed, runs.corrupted)
+    return replace(runs, table=table)
 
 
 def to_csv(runs: Runs) -> str:
     """Write runs as CSV text that `read_csv` reads back to the same table, absent runs included."""
     columns = [str(name) for name in runs.table.columns]
+    lost = {row.get("run_id", ""): row for row in runs.lost}
     gone = [(run_id, state) for state, ids in runs.absent() for run_id in ids]
     if gone:
         columns = ["run_id", "state", *(name for name in columns if name not in ("run_id", "state"))]
@@ -378,7 +391,8 @@ def to_csv(runs: Runs) -> str:
         cells = {"state": "done", **{str(name): value for name, value in row.items()}}
         writer.writerow([_csv_cell(cells.get(name)) for name in columns])
     for run_id, state in gone:
-        writer.writerow([{"run_id": run_id, "state": state}.get(name, "") for name in columns])
+        known = {**lost.get(run_id, {}), "run_id": run_id, "state": state}
+        writer.writerow([known.get(name, "") for name in columns])
     return out.getvalue()
 
 

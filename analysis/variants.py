@@ -15,8 +15,9 @@ from typing import Any
 Flat = dict[str, str]
 Group = tuple[str, ...]
 
-# A curve runs over budgets and averages over seeds; the structure is in the label already.
-NOT_VARIANTS = ("tokens", "seed", "model.structure")
+# A curve runs over budgets and averages over seeds; the structure is in the label already.  The guided steps
+# follow from the mode, the fraction and the tokens.
+NOT_VARIANTS = ("tokens", "seed", "model.structure", "guide.steps")
 # Filled in from other fields unless written: they are named only where nothing else tells runs apart.
 FILLED_IN = ("data.tokenizer", "model.attn_dim", "model.d_ff", "model.n_kv_heads", "model.vocab_size")
 
@@ -25,15 +26,27 @@ LONGEST = 24
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Flat:
-    """Nested tables as dotted key -> readable value; `data.corpus.kind` is called `data.corpus`."""
+    """Nested tables as dotted key -> readable value; `data.corpus.kind` is called `data.corpus`.
+
+    `guide.mode` is called `guide`; a table whose mode is `none`, and the guide's usual form, are not there.
+    """
     flat: Flat = {}
     for key, value in table.items():
-        name = prefix.rstrip(".") if key == "kind" and prefix else prefix + key
+        name = prefix.rstrip(".") if key in ("kind", "mode") and prefix else prefix + key
+        if _unsaid(name, value):
+            continue
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[name] = _text(value)
     return flat
+
+
+def _unsaid(name: str, value: Any) -> bool:
+    """Whether a setting is what it is where nobody asks for another, so that a label need not say it."""
+    if isinstance(value, Mapping):
+        return value.get("mode") == "none"
+    return name == "guide.stochastic" and value is True
 
 
 def _text(value: Any) -> str:

@@ -110,8 +110,8 @@ def fill(
         run_id = f"r{i:03}"
         lost = (mode, rate) == diverging and seed == 1
         runs[run_id] = result(
-            run_id, structure="lowrank-32", size="cpu-xs", seed=seed, peak_lr=rate, guide_mode=mode, flops=None,
-            tokens=1_331_200, train_flops=6e11, val_loss=None if lost else 3.7 + rate,
+            run_id, structure="lowrank-32", size="cpu-xs", seed=seed, peak_lr=rate, guide_mode=mode,
+            flops=None, tokens=1_331_200, train_flops=6e11, val_loss=None if lost else 3.7 + rate,
             state="diverged" if lost else "done",
         )  # fmt: skip
         losses = falling(gaussian(i))

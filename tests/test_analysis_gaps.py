@@ -218,6 +218,28 @@ def test_tables_without_the_new_columns_are_unguided(tmp_path: Path) -> None:
         gaps(read_csv(twice), "x")
 
 
+def test_scaling_tables_name_guides_and_budgets_and_nothing_that_follows(tmp_path: Path) -> None:
+    runs: dict[str, dict[str, object] | None] = {}
+    configs = []
+    arms = (None, PLAIN, FIXED_STEPS, FIXED_STEPS + STATIC, FIXED_FLOPS, MORE_TOKENS)
+    for i, (size, treatment) in enumerate(itertools.product(DENSE_FLOPS, arms)):
+        row = arm(size, treatment, 1, 3.0)
+        runs[f"r{i:03}"] = result(f"r{i:03}", **row)
+        guide = {"mode": row["guide_mode"], "stochastic": row["guide_stochastic"] is not False}
+        guide |= {"fraction": None, "steps": 0 if row["guide_mode"] == "none" else 100 + i}
+        configs.append({"tokens": row["unique_tokens"], "seed": 1, "guide": guide})
+    make_sweep(tmp_path, "g", runs)
+    for run_id, config in zip(runs, configs, strict=True):
+        (tmp_path / "runs" / run_id / "config.json").write_text(json.dumps(config))
+    read = runs_table(tmp_path, "g")
+    assert sorted(set(read.table["structure"])) == [
+        "dense", "lowrank-32", "lowrank-32, guide=fixed_flops", "lowrank-32, guide=fixed_steps",
+        "lowrank-32, guide=fixed_steps, stochastic=false", "lowrank-32, tokens=more",
+    ]  # fmt: skip
+    assert {row.place.structure for row in gaps(read, "g").rows} == {"dense", "lowrank-32"}
+    assert len(gaps(read, "g").rows) == len(runs)
+
+
 def test_labels_lose_only_what_the_treatment_says() -> None:
     assert structure_label("lowrank-32, guide=fixed_steps, stochastic=false") == "lowrank-32"
     assert structure_label("lowrank-32, guide=fixed_flops, peak_lr=0.01") == "lowrank-32, peak_lr=0.01"

@@ -149,11 +149,13 @@ def test_decoding_keeps_grouped_queries_apart(tmp_path: Path) -> None:
     rows = read_decode(write(tmp_path / "decode.csv", decode_rows()))
     assert len(rows) == 32 and rows[0].model == "cpu-m, 1,024 tokens"
     assert {a.network for a in rows} == {
-        "dense, n_kv_heads=1", "dense, n_kv_heads=4", "lowrank-32, premerge=never, n_kv_heads=4",
-        "lowrank-32, premerge=auto, n_kv_heads=4",
+        "dense, n_kv_heads=1", "dense, n_kv_heads=4", "lowrank-32, premerge=never",
+        "lowrank-32, premerge=auto",
     }  # fmt: skip
     plain = [row for row in decode_rows() if row["n_kv_heads"] == 4]
-    assert {a.network for a in read_decode(write(tmp_path / "d.csv", plain))} >= {"dense"}
+    assert {a.network for a in read_decode(write(tmp_path / "d.csv", plain))} == {
+        "dense", "lowrank-32, premerge=never", "lowrank-32, premerge=auto",
+    }  # fmt: skip
     figure = decode_figure(rows)
     assert [len(axes.get_lines()) for axes in figure.axes] == [4] * 4
     steps = np.asarray(figure.axes[0].get_lines()[0].get_ydata())
@@ -178,7 +180,7 @@ def test_coordinate_checks_print_their_slopes(tmp_path: Path) -> None:
     rows = read_coordcheck(write(tmp_path / "coordcheck.csv", coordinate_rows(0.125)))
     figure = coordcheck_figure(rows)
     texts = [axes.texts[0].get_text() for axes in figure.axes]
-    assert texts == ["slope +0.00, +0.50"] * 2 + ["slope +0.00, +0.00"] * 2
+    assert texts == ["+0.00, +0.50"] * 2 + ["+0.00, +0.00"] * 2
     assert figure.axes[0].get_ylabel().startswith("paper") and figure.axes[2].get_ylabel().startswith("mup")
     assert slope([64, 256], [1.0, 0.25]) == pytest.approx(-1) and math.isnan(slope([64], [1.0]))
     with pytest.raises(AnalysisError, match="row 2 cannot be read"):
@@ -203,5 +205,6 @@ def test_benches_alone_are_drawn_and_repeat(
         "coordcheck",
     }
     first = {path.name: path.read_bytes() for path in paths}
+    (tmp_path / "tables" / "bench" / "ffn.csv").unlink()
     again = draw_benches(tmp_path, tmp_path / "again")
-    assert {path.name: path.read_bytes() for path in again} == first
+    assert len(again) == 6 and all(first[path.name] == path.read_bytes() for path in again)

@@ -1,11 +1,11 @@
-"""Generation: the cache against whole passes, merged weights against factors, draws, crossovers, the commands."""
+"""Generation: the cache against whole passes, merged weights against factors, draws, crossovers, commands."""
 
 from __future__ import annotations
 
 import json
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,15 @@ VARIANTS: list[dict[str, Any]] = [
     MUP,
 ]
 FAMILIES = [f"{kind}-63" if kind != "dense" else kind for kind in Structure.registry]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The products here are too small for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def network(
@@ -188,7 +197,7 @@ def test_training_and_cached_passes_equal_an_independent_network() -> None:
 
 
 @pytest.mark.parametrize("structure", FAMILIES)
-@pytest.mark.parametrize("variant", [{}, {"activation": "swiglu", "bias": False}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"activation": "swiglu", "d_ff": 128, "bias": False}], ids=str)
 def test_merged_weights_give_the_same_logits(structure: str, variant: dict[str, Any]) -> None:
     tokens = tokens_of(2)
     with torch.no_grad():
@@ -316,7 +325,7 @@ def test_both_forms_are_really_timed(network_bytes: int) -> None:
     table = crossover.measure(shape, Setting(CPU, torch.float32, network_bytes), [1, 512])
     assert table.tokens == [1, 512]
     assert table.factors[1] > table.factors[0] > 0
-    assert table.merged[1] > 2 * table.factors[1] * 0.5  # 3.2 times the arithmetic
+    assert table.merged[1] > table.factors[1]  # 3.2 times the arithmetic
 
 
 def test_draws_depend_on_seed_row_and_position_only() -> None:
@@ -444,11 +453,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, str]
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    threads = torch.get_num_threads()
     monkeypatch.setattr(sys, "argv", ["trainer", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
-    torch.set_num_threads(threads)
     return int(ended.value.code or 0)
 
 
@@ -505,10 +512,10 @@ def test_ids_without_text_and_unfinished_runs(
     options = ("--results", str(results), "--prompt", "3 17, 5", "--tokens", "4", "--temperature", "0")
     assert command(monkeypatch, "generate", done, *options, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["rows"][0]["text"] == " ".join(map(str, facts["rows"][0]["ids"]))
+    assert facts["rows"][0]["text"] == "".join(f" {i}" for i in facts["rows"][0]["ids"])
     assert command(monkeypatch, "generate", stopped, *options) == 0
     out, err = capsys.readouterr()
-    assert "the run is preempted; these are its weights after step 9 of 50" in err
+    assert "the run is preempted; these are its weights after step 10 of 50" in err
     assert out.startswith("--- 1\n3 17 5 ")
 
 
@@ -527,7 +534,7 @@ def test_mistakes_are_one_line(
     (broken / "config.json").write_text('{"model": {}}')
     for arguments, message in (
         (("nothing",), "no such folder, and no such id in"),
-        (("",), "no such id"),
+        (("",), "the run is empty"),
         ((str(tmp_path),), "no config.json in this folder"),
         ((str(new),), "no good checkpoint; train the run first"),
         ((str(broken),), "config.json: "),

@@ -105,6 +105,8 @@ class Run:
 
     def continuation(self, prompt: Sequence[int], new: Sequence[int]) -> str:
         """Text that the new ids add to the prompt's; decoded together, as some tokenizers need it."""
+        if self.encoder is None:
+            return " " + self.decode(new)
         before, whole = self.decode(prompt), self.decode([*prompt, *new])
         return whole.removeprefix(before) if whole.startswith(before) else self.decode(new)
 
@@ -129,13 +131,15 @@ def find_run(run: str, results: Path) -> Run:
         ConfigError: there is none, or its config.json cannot be read.
     """
     folder = Path(run)
+    if not run.strip():
+        raise ConfigError("the run is empty; give a run folder or the id of a run")
     if (folder / CONFIG).is_file():
         results = folder.resolve().parents[1] if folder.resolve().parent.name == "runs" else results
     elif folder.is_dir():
         raise ConfigError(f"{run}: no {CONFIG} in this folder, so it holds no run; give a run folder")
     else:
         ids = sorted(path.parent.name for path in (results / "runs").glob(f"*/{CONFIG}"))
-        found = [i for i in ids if run and i.startswith(run)]
+        found = [i for i in ids if i.startswith(run)]
         if len(found) > 1 and run not in found:
             raise ConfigError(
                 f"run '{run}': {len(found)} ids begin so; give more of it: {', '.join(found[:4])}"

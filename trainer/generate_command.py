@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from trainer.errors import ConfigError
+from trainer.execution import Execution
 from trainer.messages import validation_line
 from trainer.options import DeviceOption, JsonOption, ResultsOption, execution_from
 
@@ -22,15 +23,17 @@ DEFAULT_TOKENS, DEFAULT_ROWS = 100, 3
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What one command has found out before it generates."""
+class _Given:
+    """What the command line says of the text that is wanted."""
 
-    run: Run
-    step: int
-    note: str
-    prompts: list[list[int]]
-    precision: str
-    premerge: str
+    texts: list[str]
+    files: list[Path]
+    tokens: int | None
+    through_end: bool
+    batch: int
+    premerge: Any
+    """A PremergeMode."""
+    precision: str | None
 
 
 def generate(
@@ -74,43 +77,56 @@ def generate(
     _one_of("--premerge", premerge, ("auto", "always", "never"))
     if precision is not None:
         _one_of("--precision", precision, ("fp32", "bf16"))
+    given = _Given(prompt or [], prompt_file or [], tokens, through_end, batch, premerge, precision)
+    draws = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     execution = execution_from(device=device, threads=threads)
+    facts = _generate(run, results, given, draws, execution)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        _show(facts)
+
+
+def _generate(
+    name: str, results: Path, given: _Given, draws: dict[str, Any], execution: Execution
+) -> dict[str, Any]:
+    """Generate, with progress on stderr; returns what is to be told."""
     from trainer.bench.progress import BenchProgress
     from trainer.device import device_name
-    from trainer.generate import (
-        Generator,
-        check_length,
-        checkpoint_note,
-        find_run,
-        load_network,
-        place,
-    )
+    from trainer.generate import Generator, check_length, checkpoint_note, find_run, load_network, place
     from trainer.sampling import Sampling
 
     try:
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        sampling = Sampling.model_validate(draws)
     except ValidationError as error:
         raise ConfigError(validation_line(error, Sampling, "command line")) from None
-    found = find_run(run, results)
-    network, step = load_network(found)
-    prompts = _prompts(found, prompt or [], prompt_file or [])
-    longest, seq_len = max(map(len, prompts)), found.config.model.seq_len
-    if tokens is None:
-        tokens = max(1, min(DEFAULT_TOKENS, seq_len - longest))
+    run = find_run(name, results)
+    network, step = load_network(run)
+    prompts = _prompts(run, given.texts, given.files)
+    longest, seq_len = max(map(len, prompts)), run.config.model.seq_len
+    tokens = given.tokens or max(1, min(DEFAULT_TOKENS, seq_len - longest))
     check_length(prompts, tokens, seq_len)
-    where = place(execution)
-    chosen = precision or found.config.precision
-    wanted = _Wanted(found, step, checkpoint_note(found, step), prompts, chosen, premerge)
-    stop = None if found.encoder is None or through_end else found.encoder.eos
+    device = place(execution)
+    precision = given.precision or run.config.precision
+    stop = None if run.encoder is None or given.through_end else run.encoder.eos
     with BenchProgress() as progress:
-        most = min(batch, len(prompts)) * longest
-        ready = Generator(network, where, chosen, premerge, found.results, most, progress.phase)  # type: ignore[arg-type]
+        most = min(given.batch, len(prompts)) * longest
+        ready = Generator(network, device, precision, given.premerge, run.results, most, progress.phase)
         progress.phase(f"{len(prompts)} rows of {tokens} tokens")
-        made = ready(prompts, tokens, sampling, batch, stop, progress.call)
-    if as_json:
-        print(json.dumps(_facts(wanted, made, device_name(where))))
-    else:
-        _show(wanted, made)
+        made = ready(prompts, tokens, sampling, given.batch, stop, progress.call)
+    return {
+        "run": str(run.folder),
+        "step": step,
+        "note": checkpoint_note(run, step),
+        "rows": _rows(run, prompts, made),
+        "tokens_per_second": made.tokens_per_second,
+        "seconds": made.seconds,
+        "prompt_seconds": made.prompt_seconds,
+        "precision": precision,
+        "premerge": given.premerge,
+        "device": device_name(device),
+        "bytes": made.memory._asdict(),
+    }
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
@@ -131,52 +147,34 @@ def _prompts(run: Run, texts: list[str], files: list[Path]) -> list[list[int]]:
     return prompts or run.heldout_prompts(DEFAULT_ROWS)
 
 
-def _facts(wanted: _Wanted, made: Generation, device: str) -> dict[str, Any]:
-    run = wanted.run
-    rows = [
+def _rows(run: Run, prompts: list[list[int]], made: Generation) -> list[dict[str, Any]]:
+    return [
         {
             "prompt": run.decode(prompt),
             "text": run.continuation(prompt, new),
             "prompt_ids": prompt,
             "ids": new,
         }
-        for prompt, new in zip(wanted.prompts, made.rows, strict=True)
+        for prompt, new in zip(prompts, made.rows, strict=True)
     ]
-    return {
-        "run": str(run.folder),
-        "step": wanted.step,
-        "note": wanted.note,
-        "rows": rows,
-        "tokens_per_second": made.tokens_per_second,
-        "seconds": made.seconds,
-        "prompt_seconds": made.prompt_seconds,
-        "precision": wanted.precision,
-        "premerge": wanted.premerge,
-        "device": device,
-        "bytes": made.memory._asdict(),
-    }
 
 
-def _show(wanted: _Wanted, made: Generation) -> None:
+def _show(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console, run = Console(highlight=False, soft_wrap=True), wanted.run
-    if wanted.note:
-        print(f"note: {wanted.note}", file=sys.stderr)
-    space = " " if run.encoder is None else ""
-    for number, (prompt, new) in enumerate(zip(wanted.prompts, made.rows, strict=True), 1):
+    console = Console(highlight=False, soft_wrap=True)
+    if facts["note"]:
+        print(f"note: {facts['note']}", file=sys.stderr)
+    for number, row in enumerate(facts["rows"], 1):
         console.print(Text(f"--- {number}", style="cyan"))
-        console.print(
-            Text(_visible(run.decode(prompt)) + space, style="dim")
-            + Text(_visible(run.continuation(prompt, new)))
-        )
-    memory = made.memory
-    n_new = sum(map(len, made.rows))
+        console.print(Text(_visible(row["prompt"]), style="dim") + Text(_visible(row["text"])))
+    held = facts["bytes"]
+    n_new = sum(len(row["ids"]) for row in facts["rows"])
     print(
-        f"{n_new:,} tokens in {made.seconds:.2f} s: {made.tokens_per_second:,.0f} tokens/s "
-        f"(prompts {made.prompt_seconds:.2f} s); weights {memory.weights:,} bytes, "
-        f"merged {memory.merged:,} bytes, cache {memory.cache:,} bytes",
+        f"{n_new:,} tokens in {facts['seconds']:.2f} s: {facts['tokens_per_second']:,.0f} tokens/s "
+        f"(prompts {facts['prompt_seconds']:.2f} s); weights {held['weights']:,} bytes, "
+        f"merged {held['merged']:,} bytes, cache {held['cache']:,} bytes",
         file=sys.stderr,
     )
 

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from analysis.analyse import Analysis, points
 from analysis.digits import with_error
 from analysis.figures.style import (
+    GREY,
     ONE_COLUMN,
     TWO_COLUMNS,
     Line,
@@ -31,7 +32,6 @@ CURVE_POINTS = 120
 X_MARGIN, Y_MARGIN, LEGEND_ROOM = 0.12, 0.08, 0.14
 # More structures than this leave no free corner for the legend: it goes under the panel.
 INSIDE, LEGEND_LETTERS = 4, 32
-GREY = "#555555"
 DASHES: Line = (0, (3, 1.5))
 
 

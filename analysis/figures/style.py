@@ -19,8 +19,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from analysis.labels import base_and_variant, family_and_budget, structure_order
 from analysis.output import write_if_changed
 
-Line = Literal["-"] | tuple[float, Sequence[float]]
-Fill = Literal["full", "left", "right", "top"]
+Line = Literal["-", "none"] | tuple[float, Sequence[float]]
+Fill = Literal["full", "left", "right", "top", "bottom", "none"]
 
 # Okabe and Ito's eight colours, told apart with every common colour blindness.  A family keeps one hue:
 # the larger budget darker, the smaller lighter.
@@ -40,6 +40,7 @@ LIGHTEST = 0.6
 VARIANT_LINES: tuple[Line, ...] = ("-", (0, (1, 1.2)), (0, (6, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)))
 VARIANT_FILLS: tuple[Fill, ...] = ("full", "left", "top", "right")
 TWO_COLUMNS, ONE_COLUMN = 7.0, 3.5
+GREY = "#555555"
 WITHOUT_DATES: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},

@@ -299,9 +299,8 @@ def _print_most(rows: list[dict[str, Any]]) -> None:
     for name in dict.fromkeys((row["structure"], row["precision"]) for row in measured):
         mine = [row for row in measured if (row["structure"], row["precision"]) == name]
         best = max(mine, key=lambda row: float(row["tokens_per_second"]))
-        print(
-            f"most: {name[0]:32} {name[1]} {best['tokens_per_second']:>9,.0f} tokens/s at batch {best['batch']}"
-        )
+        speed = f"{best['tokens_per_second']:>9,.0f} tokens/s at batch {best['batch']}"
+        print(f"most: {name[0]:32} {name[1]} {speed}")
 
 
 def _counts(text: str, option: str) -> list[int]:

@@ -131,7 +131,7 @@ def build(config: RunConfig, device: torch.device) -> _Network:
 def predicted_seconds(
     configs: Sequence[RunConfig], turns: int, batches: Sequence[int], device: torch.device
 ) -> float:
-    """Seconds that `turns` turns of each network take: weights read once a token, or arithmetic, whichever."""
+    """Seconds that `turns` turns of each network take: reading weights once a token, or arithmetic."""
     numbers = torch.ones(2**24, device=device)
     once(numbers.sum, device)
     read = numbers.nbytes / min(once(numbers.sum, device) for _ in range(3))

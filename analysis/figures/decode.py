@@ -1,0 +1,76 @@
+"""The decoding figure: time a token and throughput of generation over batch size, a column a machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from analysis.figures.style import TWO_COLUMNS, house_style, looks
+from analysis.labels import structure_order
+from analysis.latency import Decode
+
+MOST_COLUMNS, LEGEND_COLUMNS = 4, 3
+
+
+def decode_figure(rows: Sequence[Decode]) -> Figure:
+    """Draw ms a step, one token for each sequence (above) and new tokens a second (below) against batch size.
+
+    A column is a machine with a model; each has scales of its own, so that a fast one does not flatten a slow
+    one.
+    """
+    columns = list(dict.fromkeys((a.device, a.setting, a.model) for a in rows))[:MOST_COLUMNS]
+    chosen = looks([a.network for a in rows])
+    with house_style():
+        figure = Figure(figsize=(TWO_COLUMNS, 4.2))
+        grid = figure.subplots(2, len(columns), squeeze=False, sharex="col")
+        for column, (device, setting, model) in enumerate(columns):
+            mine = [a for a in rows if (a.device, a.setting, a.model) == (device, setting, model)]
+            upper, lower = grid[:, column]
+            for network in sorted({a.network for a in mine}, key=structure_order):
+                line = sorted((a for a in mine if a.network == network), key=lambda a: a.batch)
+                look, x = chosen[network], [a.batch for a in line]
+                style = {"color": look.colour, "linestyle": look.line, "linewidth": 0.9, "markersize": 3.6}
+                upper.plot(x, [a.ms for a in line], **style, **look.marker_style())
+                lower.plot(x, [a.tokens_per_second for a in line], **style, **look.marker_style())
+                if all(math.isfinite(a.low) for a in line):
+                    lower.fill_between(
+                        x,
+                        [a.low for a in line],
+                        [a.high for a in line],
+                        color=look.colour,
+                        alpha=0.12,
+                        linewidth=0,
+                    )
+            upper.set_title(f"{device}, {setting}\n{model}", fontsize=7, linespacing=1.3)
+            lower.set_xlabel("Sequences at once")
+            batches = sorted({a.batch for a in mine})
+            for axes in (upper, lower):
+                axes.set_xscale("log")
+                axes.set_yscale("log")
+                axes.xaxis.set_major_locator(FixedLocator(batches))
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axes.yaxis.set_minor_locator(NullLocator())
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        grid[0, 0].set_ylabel("Time a step (ms)")
+        grid[1, 0].set_ylabel("New tokens a second")
+        handles = [
+            Line2D(
+                [],
+                [],
+                color=look.colour,
+                linestyle=look.line,
+                linewidth=0.9,
+                label=label,
+                **look.marker_style(),
+            )
+            for label, look in chosen.items()
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)))
+        figure.draw_without_rendering()
+    return figure

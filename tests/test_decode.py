@@ -483,7 +483,7 @@ def test_text_goes_on_from_prompts(
     load_weights(results / "runs" / run, network)
     assert facts["bytes"]["weights"] == sum(p.nbytes for p in network.parameters())
     assert facts["bytes"]["cache"] == 2 * 2 * 3 * 2 * (12 + 15) * 8 * 4
-    assert (results / "crossover.json").is_file()
+    assert (results / crossover.FILE).is_file()
     # From the folder, one prompt at a time, by the other forms: the same text.
     for mode in ("always", "never"):
         again = ("generate", str(results / "runs" / run), *options[2:], "--batch", "1", "--premerge", mode)

@@ -1,7 +1,7 @@
 """Which form of a structured map is cheaper for how many tokens: measured once a machine, kept in a file.
 
-    RESULTS/crossover.json   {"format": 1, "times": {KEY: {"tokens": [1, 2, 4, ...], "factors": [s, ...],
-                                                           "merged": [s, ...]}}}
+    RESULTS/cache/crossover.json   {"format": 1, "times": {KEY: {"tokens": [1, 2, 4, ...],
+                                                                 "factors": [s, ...], "merged": [s, ...]}}}
 
 A KEY names everything that the times depend on: device, threads, dtype, torch version, the structure and its
 size, and whether weights come from memory or from the processor's cache.  The file can be deleted.
@@ -30,10 +30,12 @@ from trainer.models.premerge import MapShape, Prefers, merged_like
 from trainer.models.transformer import StructuredLinear
 from trainer.rundir import io_errors, write_atomic
 
-FILE = "crossover.json"
+FILE = Path("cache", "crossover.json")
 FORMAT = 1
 MOST_TOKENS = 4096
 """Largest count that is measured; above it the choice of this count holds."""
+WORTH = 0.98
+"""Share of the factors' time below which merged weights are worth their memory."""
 FORMS = ("factors", "merged")
 _SLOT_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 0.05, 3, 40
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -59,13 +61,13 @@ class Crossover:
     merged: list[float] = field(default_factory=list)
 
     def prefers_merged(self, tokens: int) -> bool:
-        """Whether merged was faster at the measured count that is nearest on a logarithmic scale."""
+        """Whether merged was clearly faster at the measured count that is nearest on a logarithmic scale."""
         near = bisect_left(self.tokens, tokens)
         if near == len(self.tokens) or (
             near > 0 and tokens * tokens < self.tokens[near] * self.tokens[near - 1]
         ):
             near -= 1
-        return self.merged[near] < self.factors[near]
+        return self.merged[near] < WORTH * self.factors[near]
 
     def extended(self, other: Crossover) -> Crossover:
         """Both tables in one, in the order of the counts; `other` wins."""
@@ -145,8 +147,8 @@ def crossovers(
     known = read_crossovers(path, warn=False)
     if missing := [s for s in shapes if not _covers(known.get(setting.key(s)), counts)]:
         with io_errors(path):
-            results.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(results / f".{FILE}.lock")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path.with_name(f".{path.name}.lock"))
             lock.acquire()
         try:
             known = read_crossovers(path)

@@ -58,7 +58,12 @@ class PremergedLinear(nn.Module):
         self.source = layer
         self.register_buffer("merged", merged, persistent=False)
         self.choose_by(prefers_merged)
-        self._weights: Mapping[str, Tensor] = dict(layer.weights)
+        self._look_up()
+
+    def _look_up(self) -> None:
+        # Attributes of a module are found slowly, and small networks wait for nothing else.
+        self._weights: Mapping[str, Tensor] = dict(self.source.weights)
+        self._plain = (self.merged, self.source.bias)
 
     def choose_by(self, prefers_merged: Prefers) -> None:
         """Choose the form by another rule from now on."""
@@ -68,7 +73,7 @@ class PremergedLinear(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # Moving a module can replace its tensors; what is looked up at each call has to follow.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._weights = dict(self.source.weights)
+        self._look_up()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,10 +82,10 @@ class PremergedLinear(nn.Module):
         use = self._known.get(tokens)
         if use is None:
             use = self._known[tokens] = self.merged is not None and self.prefers_merged(tokens)
-        if use:
-            assert self.merged is not None
-            return F.linear(x, self.merged, self.source.bias)
-        return self.structure.forward(x, self._weights, self.source.bias)
+        merged, bias = self._plain
+        if use and merged is not None:
+            return F.linear(x, merged, bias)
+        return self.structure.forward(x, self._weights, bias)
 
 
 def map_shapes(network: Transformer) -> list[MapShape]:

@@ -14,7 +14,8 @@ import math
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,10 @@ from filelock import FileLock
 
 from trainer.bench.timing import once, wait_for
 from trainer.device import device_name
-from trainer.errors import TrainerError
+from trainer.errors import RunDirError, TrainerError
 from trainer.models.premerge import MapShape, Prefers, merged_like
 from trainer.models.transformer import StructuredLinear
-from trainer.rundir import io_errors, write_atomic
+from trainer.rundir import write_atomic
 
 FILE = Path("cache", "crossover.json")
 FORMAT = 1
@@ -138,30 +139,39 @@ def crossovers(
 ) -> dict[MapShape, Crossover]:
     """The tables of the maps up to `most_tokens` tokens; what the file does not hold is measured and put in.
 
-    A second process that needs the same waits.  A damaged file is told on stderr and measured anew.
-
-    Raises:
-        RunDirError: the file cannot be written.
+    A second process that needs the same waits.  A damaged file is told on stderr and measured anew; one that
+    cannot be written is told too: what was measured then serves this process alone.
     """
     path, counts = results / FILE, token_counts(most_tokens)
     known = read_crossovers(path, warn=False)
     if missing := [s for s in shapes if not _covers(known.get(setting.key(s)), counts)]:
-        with io_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path.with_name(f".{path.name}.lock"))
-            lock.acquire()
-        try:
-            known = read_crossovers(path)
+        with _locked(path) as writable:
+            known = read_crossovers(path, warn=writable)
             for shape in missing:
                 key = setting.key(shape)
                 table = known.get(key, Crossover())
                 if not _covers(table, counts):
                     new = measure(shape, setting, [c for c in counts if c not in table.tokens], on_count)
                     known[key] = table.extended(new)
-                    _write(path, known)
-        finally:
-            lock.release()
+                    writable = writable and _write(path, known)
     return {shape: known[setting.key(shape)] for shape in shapes}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the file's lock; gives whether the file can be written at all."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        _warn(f"{path}: {error.strerror}; the crossovers are not kept")
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _covers(table: Crossover | None, counts: list[int]) -> bool:
@@ -187,13 +197,23 @@ def read_crossovers(path: Path, warn: bool = True) -> dict[str, Crossover]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if warn:
             text = " ".join(str(error).split())
-            print(f"warning: {path}: damaged ({text}); measuring anew", file=sys.stderr, flush=True)
+            _warn(f"{path}: damaged ({text}); measuring anew")
         return {}
 
 
-def _write(path: Path, tables: dict[str, Crossover]) -> None:
+def _write(path: Path, tables: dict[str, Crossover]) -> bool:
     times = {key: vars(tables[key]) for key in sorted(tables)}
-    write_atomic(path, json.dumps({"format": FORMAT, "times": times}, indent=1) + "\n")
+    try:
+        write_atomic(path, json.dumps({"format": FORMAT, "times": times}, indent=1) + "\n")
+    except RunDirError as error:
+        # The remedies in the error's own text are for a run folder.
+        _warn(f"{path}: {getattr(error.__cause__, 'strerror', None) or error}; the crossovers are not kept")
+        return False
+    return True
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 @torch.inference_mode()

@@ -40,8 +40,7 @@ class KVCache:
         length = model.seq_len if length is None else length
         if not 0 < length <= model.seq_len:
             raise ConfigError(
-                f"{length} tokens a row: the network was built for seq_len = {model.seq_len}; ask for no "
-                f"more"
+                f"{length} tokens a row: the network was built for seq_len = {model.seq_len}; ask for no more"
             )
         self.seq_len, self.slots, self.scale = model.seq_len, length, model.attention_scale
         shape = (model.n_layers, batch, model.n_kv_heads, length, model.head_dim)

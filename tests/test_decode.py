@@ -24,6 +24,7 @@ from trainer.models.parametrize import initialise
 from trainer.models.premerge import (
     MapShape,
     PremergedLinear,
+    PremergeMode,
     decoding_memory,
     prepare_for_decoding,
 )
@@ -69,10 +70,14 @@ def network(
     )
     net = Transformer(config.model)
     initialise(net, 1)
-    # The papers' small initialisation would hide a wrong position behind near-zero activations.
+    # The papers' small initialisation would hide a wrong position behind near-zero activations, and
+    # biases of zero and gains of one would hide that they are not applied.
+    draws = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(4)
+            if p.ndim == 1:
+                p.add_(torch.randn(p.shape, generator=draws), alpha=0.3)
     return net.eval() if dtype == torch.float32 else cast_weights(net, dtype).eval()
 
 
@@ -216,10 +221,13 @@ def test_each_call_uses_the_form_that_is_cheaper_for_its_tokens(monkeypatch: pyt
     assert used == [5, 5, 1]
 
 
-def test_a_moved_network_still_uses_its_own_factors() -> None:
-    net = prepare_for_decoding(network("lowrank-63"), "never", lambda shape: None)
-    moved = net.to(torch.float32)
-    assert in_parts(moved, tokens_of(1), (0, 12)).dtype == torch.float32
+@pytest.mark.parametrize("mode", ["never", "always"])
+def test_a_moved_network_uses_its_moved_weights(mode: PremergeMode) -> None:
+    net = prepare_for_decoding(network("sltrain-63"), mode, lambda shape: None)
+    want = in_parts(net, tokens_of(1), (0, 12))
+    got = in_parts(net.to(torch.float32), tokens_of(1), (0, 12))
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("structure", FAMILIES)

@@ -272,6 +272,8 @@ def test_bench_decode_writes_a_row_a_network_mode_and_batch(
     for row in rows:
         assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["ms"])
         assert row["ms_min"] <= row["ms"] <= row["ms_max"]
+        assert row["tokens_per_second_min"] == pytest.approx(1e3 * row["batch"] / row["ms_max"])
+        assert row["tokens_per_second_max"] == pytest.approx(1e3 * row["batch"] / row["ms_min"])
     assert len(read_rows(tmp_path / "tables" / "bench" / "decode.csv")) == 8
     for wrong, message in (
         (("--premerge", "often"), "known are never, always and auto"),

@@ -148,8 +148,8 @@ def data(
 @app.command()
 def coordcheck(
     structures: Annotated[
-        str, typer.Option(help="Comma-separated.")
-    ] = "dense,lowrank-32,blockdense-32,blockshuffle-32",
+        str | None, typer.Option(help="Comma-separated; default every family, at 32 % of dense.")
+    ] = None,
     widths: Annotated[str, typer.Option(help="d_model of each network, comma-separated.")] = "64,128,256,512",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds for each network.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 5,

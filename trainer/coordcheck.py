@@ -39,7 +39,7 @@ multiples of one half; this is half way to the first."""
 class Check:
     """What a coordinate check varies."""
 
-    structures: tuple[str, ...] = ("dense", "lowrank-32", "blockdense-32", "blockshuffle-32")
+    structures: tuple[str, ...]
     """Names of structures."""
     parametrizations: tuple[str, ...] = ("paper", "mup")
     """Which to compare."""

@@ -11,13 +11,17 @@ from pydantic import TypeAdapter, ValidationError
 from trainer.bench.progress import BenchProgress
 from trainer.coordcheck import FLAT, TENSORS, Check, Slope, coordinate_check, slopes
 from trainer.errors import ConfigError
+from trainer.models.structures import Structure
 from trainer.rundir import io_errors, write_atomic
 
 
 def check_from(
-    structures: str, parametrizations: str, widths: str, seeds: int, steps: int, peak_lr: float
+    structures: str | None, parametrizations: str, widths: str, seeds: int, steps: int, peak_lr: float
 ) -> Check:
-    """The check that a command line asks for; ConfigError, one line, where it cannot be."""
+    """The check that a command line asks for; ConfigError, one line, where it cannot be.
+
+    Without `structures` it is of every registered family, at 32 % of the dense weights.
+    """
     try:
         sizes = TypeAdapter(tuple[int, ...]).validate_python(widths.split(","))
     except ValidationError:
@@ -27,9 +31,9 @@ def check_from(
     kinds = tuple(parametrizations.split(","))
     if unknown := [kind for kind in kinds if kind not in ("paper", "mup")]:
         raise ConfigError(f"--parametrizations: unknown '{unknown[0]}'; there are paper and mup")
-    return Check(
-        tuple(structures.split(",")), kinds, tuple(sorted(sizes)), tuple(range(1, seeds + 1)), steps, peak_lr
-    )
+    others = (f"{kind}-32" for kind in sorted(Structure.registry) if kind != "dense")
+    names = tuple(structures.split(",")) if structures is not None else ("dense", *others)
+    return Check(names, kinds, tuple(sorted(sizes)), tuple(range(1, seeds + 1)), steps, peak_lr)
 
 
 def run_check(check: Check, threads: int | None, results: Path) -> tuple[Path, list[Slope]]:

@@ -10,7 +10,7 @@ export SCALING_RESULTS := $(RESULTS)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test test-slow status figures mlflow-ui bench clean $(SWEEPS:%=sweep-%) $(SWEEPS:%=plan-%)
+.PHONY: help setup check lint types test test-slow test-slurm status figures mlflow-ui bench clean $(SWEEPS:%=sweep-%) $(SWEEPS:%=plan-%)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
@@ -62,10 +62,15 @@ types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
 test: $(STAMP) ## the quick tests (under 3 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto
 
 test-slow: $(STAMP) ## whole sweeps, kills and races (several minutes)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not slurm"
+
+# Exit code 3 of the installer: not possible here; the tests then say why they are skipped.
+test-slurm: $(STAMP) ## on a real Slurm (root on Debian or Ubuntu, which installs it; else skipped)
+	@[ "$$(id -u)" != 0 ] || tests/slurm/install.sh || [ $$? = 3 ]
+	$(BIN)/python -m pytest -m slurm -rs
 
 clean: ## remove the environment and caches; runs and results stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

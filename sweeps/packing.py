@@ -1,0 +1,123 @@
+"""From priced runs to jobs: many short runs share a job, a long one has its own.  A pure function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sweeps.clusterfile import SlurmSettings
+from sweeps.errors import SweepError
+from sweeps.slurm import Limits
+
+MARGIN_MEASURED, MARGIN_GUESSED = 1.3, 3.0
+"""How much longer than predicted a job may take before it is requeued."""
+START_SECONDS = 120.0
+"""A node that wakes up, a cold file system, the first import of torch."""
+GRAIN_MINUTES = (10, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 720, 1440, 2880, 4320, 7200, 10080)
+"""Time requests are rounded up to these, so that long runs share few arrays."""
+
+
+@dataclass(frozen=True)
+class PackedRun:
+    """What packing knows of a run."""
+
+    id: str
+    """Run id."""
+    seconds: float
+    """Predicted time."""
+    measured: bool = True
+    """Whether the prediction rests on measurements."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """Jobs that are submitted with one call."""
+
+    minutes: int
+    """Time limit of each."""
+    at_once: int
+    """How many of them may run at the same time."""
+    jobs: tuple[tuple[str, ...], ...]
+    """Run ids that each job may claim, in this order; jobs with the same ids share them."""
+
+
+def pack(runs: Sequence[PackedRun], slots: int, settings: SlurmSettings, limits: Limits) -> list[Array]:
+    """Pack runs into jobs.
+
+    Args:
+        runs: what is to be trained, the longest first.
+        slots: runs at a time in one job.
+        settings: what the user asks for.
+        limits: what the site allows.
+
+    Raises SweepError where the time that is asked for is more than the partition allows.
+    """
+    if limits.max_minutes is not None and settings.time > limits.max_minutes:
+        raise SweepError(
+            f"slurm.time = {settings.time} min is more than the partition allows "
+            f"({limits.max_minutes} min); lower it: runs go on after the limit by themselves"
+        )
+    if not runs:
+        return []
+    longest = settings.job_minutes * 60
+    short = [run for run in runs if _with_margin(run) <= longest]
+    alone = [run for run in runs if _with_margin(run) > longest]
+    room = min(limits.max_jobs, limits.max_submit if limits.max_submit is not None else limits.max_jobs)
+    if room < 1:
+        raise SweepError("Slurm takes no job from this user (MaxSubmitJobs is 0)")
+    shared = _shared(short, slots, settings, min(settings.jobs, max(1, room - len(alone))))
+    own = _own(alone, settings, max(1, room - sum(len(array.jobs) for array in shared)))
+    return _divided([*own, *shared], settings, limits)
+
+
+def _with_margin(run: PackedRun) -> float:
+    return run.seconds * (MARGIN_MEASURED if run.measured else MARGIN_GUESSED)
+
+
+def _shared(runs: Sequence[PackedRun], slots: int, settings: SlurmSettings, most: int) -> list[Array]:
+    """Jobs that all work on the same list until nothing of it is left."""
+    if not runs:
+        return []
+    work = sum(run.seconds for run in runs) / slots
+    count = min(most, math.ceil(len(runs) / slots), max(1, math.ceil(work / (settings.job_minutes * 60))))
+    # Whoever comes last waits for the longest run, and jobs may start one after the other.
+    longest = max(_with_margin(run) for run in runs)
+    needed = sum(_with_margin(run) for run in runs) / slots / count + longest
+    ids = tuple(run.id for run in runs)
+    return [Array(_minutes(needed, settings), count, (ids,) * count)]
+
+
+def _own(runs: Sequence[PackedRun], settings: SlurmSettings, most: int) -> list[Array]:
+    """A job for each run, in arrays of equal time; where the site takes fewer jobs, some train several."""
+    bundles = [runs[first::most] for first in range(min(most, len(runs)))]
+    groups: dict[int, list[tuple[str, ...]]] = {}
+    for bundle in bundles:
+        minutes = _minutes(sum(_with_margin(run) for run in bundle), settings)
+        groups.setdefault(minutes, []).append(tuple(run.id for run in bundle))
+    return [Array(minutes, len(jobs), tuple(jobs)) for minutes, jobs in sorted(groups.items(), reverse=True)]
+
+
+def _minutes(seconds: float, settings: SlurmSettings) -> int:
+    wanted = (seconds + START_SECONDS + settings.notice) / 60
+    rounded = next((grain for grain in GRAIN_MINUTES if grain >= wanted), settings.time)
+    return min(rounded, settings.time)
+
+
+def _divided(arrays: Sequence[Array], settings: SlurmSettings, limits: Limits) -> list[Array]:
+    """Arrays no longer than the site's, each counted from 0, with the jobs at once divided among them."""
+    size = max(1, limits.max_array_size)
+    pieces = [
+        Array(array.minutes, 0, array.jobs[start : start + size])
+        for array in arrays
+        for start in range(0, len(array.jobs), size)
+    ]
+    total = sum(len(piece.jobs) for piece in pieces)
+    if total <= settings.jobs:
+        return [Array(piece.minutes, len(piece.jobs), piece.jobs) for piece in pieces]
+    shares = [max(1, settings.jobs * len(piece.jobs) // total) for piece in pieces]
+    for place in range(len(shares)):
+        if sum(shares) >= settings.jobs:
+            break
+        shares[place] += 1
+    return [Array(p.minutes, min(len(p.jobs), s), p.jobs) for p, s in zip(pieces, shares, strict=True)]

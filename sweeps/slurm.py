@@ -1,0 +1,226 @@
+"""Slurm's own commands: what a site allows, what is queued, what has ended; requeue and cancel.
+
+Slurm is asked and never believed: whether a run is finished is read from its folder.  Accounting (sacct) is
+used where a site has it; nothing needs it.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sweeps.errors import SweepError
+
+TIMEOUT_SECONDS = 30.0
+ACCOUNTING_SECONDS = 10.0
+UNLIMITED = ("UNLIMITED", "NONE", "INFINITE", "")
+LIVE = frozenset(
+    "PENDING CONFIGURING RUNNING COMPLETING SUSPENDED STOPPED REQUEUED REQUEUE_FED REQUEUE_HOLD "
+    "SPECIAL_EXIT RESIZING SIGNALING STAGE_OUT RESV_DEL_HOLD".split()
+)
+"""States of a job that runs or will run (again)."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a site allows."""
+
+    max_array_size: int
+    """Array indices end below this (MaxArraySize); 0: no arrays."""
+    max_jobs: int
+    """Jobs that the controller keeps (MaxJobCount)."""
+    max_submit: int | None
+    """Jobs that this user may have queued (MaxSubmitJobs of the association or its QOS), where known."""
+    max_minutes: int | None
+    """Longest job of the partition; None: no limit."""
+    accounting: bool
+    """Whether there is a history to ask (sacct)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or one task of an array, as Slurm sees it."""
+
+    id: str
+    """123, or 123_4 for a task of an array."""
+    name: str
+    """Job name."""
+    state: str
+    """Slurm's state, in full letters."""
+    reason: str = ""
+    """Why it waits, or where it runs."""
+
+    @property
+    def live(self) -> bool:
+        """Whether it runs or will run."""
+        return self.state in LIVE
+
+
+def has_slurm() -> bool:
+    """Whether this machine can talk to a Slurm."""
+    return shutil.which("sbatch") is not None
+
+
+def command(args: Sequence[str], timeout: float = TIMEOUT_SECONDS) -> str:
+    """Run one of Slurm's commands; SweepError, in one line, where it fails or does not answer."""
+    try:
+        done = subprocess.run(args, capture_output=True, text=True, timeout=timeout, check=False)
+    except FileNotFoundError:
+        raise SweepError(
+            f"there is no Slurm here ({args[0]} is not on the PATH); log in to a cluster, "
+            f"or use --executor local"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SweepError(f"{args[0]} did not answer within {timeout:.0f} s; is the controller up?") from None
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        said = lines[-1] if lines else f"exit code {done.returncode}"
+        raise SweepError(f"{args[0]}: {said.removeprefix(f'{args[0]}: ').removeprefix('error: ')}")
+    return done.stdout
+
+
+def read_limits(partition: str | None) -> Limits:
+    """Ask the controller; SweepError where the partition is unknown or down."""
+    config = _pairs(command(["scontrol", "show", "config"]))
+    accounting = not config.get("AccountingStorageType", "").endswith("/none")
+    minutes = _partition_minutes(partition)
+    return Limits(
+        max_array_size=int(config.get("MaxArraySize") or 1001),
+        max_jobs=int(config.get("MaxJobCount") or 10_000),
+        max_submit=_max_submit() if accounting else None,
+        max_minutes=minutes,
+        accounting=accounting,
+    )
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """The lines `Key = value` of `scontrol show config`."""
+    found = (re.match(r"(\w+)\s*=\s*(.*?)\s*$", line) for line in text.splitlines())
+    return {match[1]: match[2] for match in found if match}
+
+
+def _partition_minutes(name: str | None) -> int | None:
+    partitions = {}
+    for line in command(["scontrol", "show", "partition", "--oneliner"]).splitlines():
+        fields = dict(part.split("=", 1) for part in line.split() if "=" in part)
+        partitions[fields.get("PartitionName", "")] = fields
+    chosen = name or next((key for key, fields in partitions.items() if fields.get("Default") == "YES"), None)
+    if chosen is None:
+        raise SweepError(
+            f"the cluster has no default partition; set slurm.partition to one of {', '.join(partitions)}"
+        )
+    minutes: list[int | None] = []
+    for one in chosen.split(","):
+        if one not in partitions:
+            raise SweepError(f"slurm.partition = '{one}': there are {', '.join(sorted(partitions))}")
+        if partitions[one].get("State") not in ("UP", None):
+            raise SweepError(f"partition '{one}' is {partitions[one]['State']}: it takes no jobs")
+        limit = partitions[one].get("MaxTime", "")
+        minutes.append(None if limit in UNLIMITED else _minutes(limit))
+    known = [limit for limit in minutes if limit is not None]
+    return min(known) if known else None
+
+
+def _minutes(written: str) -> int:
+    days, _, clock = written.rpartition("-")
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+def _max_submit() -> int | None:
+    """The smallest MaxSubmitJobs of the user's associations; None where none is set or nobody says."""
+    query = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmitJobs"]
+    try:
+        found = command(query, ACCOUNTING_SECONDS).split()
+    except SweepError:
+        return None
+    return min((int(word) for word in found if word.isdigit()), default=None)
+
+
+def queue(prefix: str) -> list[Job]:
+    """This user's jobs whose names begin with `prefix`, array tasks one by one; ended ones while known."""
+    text = command(
+        ["squeue", "-h", "-r", "--states=all", f"--user={getpass.getuser()}", "-o", "%F|%K|%j|%T|%R"]
+    )
+    jobs = []
+    for line in text.splitlines():
+        number, index, name, state, reason = line.split("|", 4)
+        if name.startswith(prefix):
+            jobs.append(Job(_job_id(number, index), name, state, reason.strip("()")))
+    return jobs
+
+
+def history(numbers: Iterable[str]) -> dict[str, Job]:
+    """What accounting says of jobs, the last attempt of each; empty where there is none or it is slow."""
+    wanted = sorted(set(numbers))
+    if not wanted or shutil.which("sacct") is None:
+        return {}
+    query = ["sacct", "-nPXD", "-j", ",".join(wanted), "--format=JobID,JobName,State,Start"]
+    try:
+        text = command(query, ACCOUNTING_SECONDS)
+    except SweepError:
+        return {}
+    found: dict[str, tuple[str, Job]] = {}
+    for line in text.splitlines():
+        job_id, name, state, start = line.split("|", 3)
+        # A line of an array that has not begun stands for many tasks; squeue names those.
+        if "[" in job_id:
+            continue
+        word = state.split()[0]
+        word = "PENDING" if word in ("PREEMPTED", "REQUEUED", "NODE_FAIL") else word
+        order = "" if start == "Unknown" else start
+        if job_id not in found or order >= found[job_id][0]:
+            found[job_id] = (order, Job(job_id, name, word))
+    return {job_id: job for job_id, (_, job) in found.items()}
+
+
+def state_of(job_id: str) -> str | None:
+    """The state of a job in the controller's memory; None where it is forgotten."""
+    try:
+        text = command(["scontrol", "show", "job", "--oneliner", job_id])
+    except SweepError:
+        return None
+    match = re.search(r"JobState=(\w+)", text)
+    return match[1] if match else None
+
+
+def requeue(job_id: str, attempts: int = 4, pause: float = 2.0) -> str | None:
+    """Put a running job back into the queue; why it could not be, or None."""
+    problem = None
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(pause * attempt)
+        try:
+            command(["scontrol", "requeue", job_id])
+            return None
+        except SweepError as error:
+            problem = str(error)
+            if "pending" in problem.lower():
+                # Slurm was quicker: that is what was wanted.
+                return None
+    return problem
+
+
+def cancel_pending(job_ids: Sequence[str]) -> None:
+    """Drop jobs that have not begun."""
+    for start in range(0, len(job_ids), 200):
+        command(["scancel", "--state=PENDING", *job_ids[start : start + 200]])
+
+
+def this_job(environment: Mapping[str, str]) -> str | None:
+    """The id of the job that this process belongs to, 123 or 123_4."""
+    if "SLURM_JOB_ID" not in environment:
+        return None
+    number = environment.get("SLURM_ARRAY_JOB_ID")
+    if number is None:
+        return environment["SLURM_JOB_ID"]
+    return f"{number}_{environment['SLURM_ARRAY_TASK_ID']}"
+
+
+def _job_id(number: str, index: str) -> str:
+    return f"{number}_{index}" if index.isdigit() else number

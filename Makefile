@@ -27,9 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(SWEEPS:%=sweep-%): sweep-%: $(STAMP)
-	$(BIN)/python -m sweeps run $* --executor $(EXECUTOR) $(RUN_FLAGS)
-	@$(BIN)/python -m analysis fit $*
-	@$(BIN)/python -m analysis figures $*
+	$(BIN)/python -m sweeps run $* --executor $(EXECUTOR) $(if $(filter slurm,$(EXECUTOR)),--then fit) $(RUN_FLAGS)
+	@$(if $(filter slurm,$(EXECUTOR)),,$(BIN)/python -m analysis fit $*)
+	@$(if $(filter slurm,$(EXECUTOR)),,$(BIN)/python -m analysis figures $*)
 
 $(SWEEPS:%=plan-%): plan-%: $(STAMP)
 	@$(BIN)/python -m sweeps plan $*

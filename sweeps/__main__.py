@@ -119,7 +119,15 @@ def plan(
 def run(
     sweep: SweepArgument,
     results: ResultsOption = RESULTS,
-    executor: Annotated[str, typer.Option("--executor", help="Where runs are executed: local.")] = "local",
+    executor: Annotated[
+        str, typer.Option("--executor", help="Where runs are executed: local or slurm (queued, detached).")
+    ] = "local",
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Slurm settings: a name in sweeps/clusters, or a file.")
+    ] = None,
+    then: Annotated[
+        str | None, typer.Option("--then", help="slurm: queue `fit` (and figures) behind the sweep.")
+    ] = None,
     slots: SlotsOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
@@ -140,10 +148,16 @@ def run(
     from sweeps.report import plan_table
     from sweeps.sweepfile import load_sweep
 
-    _check_executor(executor)
+    _check_executor(executor, cluster, then)
     file = load_sweep(sweep)
-    layout = plan_layout(with_options(file.execution, slots, threads, device, file.source))
+    execution = with_options(file.execution, slots, threads, device, file.source)
+    on_slurm = None
+    if executor == "slurm":
+        from sweeps.submit import cluster_for
+
+        on_slurm = cluster_for(file, execution, cluster)
     overview = look(file, results)
+    layout = on_slurm.layout(overview.ledger) if on_slurm is not None else plan_layout(execution)
     planned = overview.plan(layout)
     if dry_run:
         print(plan_table(planned))
@@ -151,13 +165,18 @@ def run(
     refuse_past_caps(planned.totals, max_flops, max_hours)
     for line in overview.corrupt:
         typer.secho(line, fg="yellow", err=True)
-    if dry_run:
+    if dry_run and on_slurm is None:
         return
-    if planned.totals.seconds > 3600 and not yes and sys.stdin.isatty():
+    if planned.totals.seconds > 3600 and not (yes or dry_run) and sys.stdin.isatty():
         typer.confirm("Start?", default=True, abort=True)
-    from sweeps.launch import launch
+    if on_slurm is not None:
+        from sweeps.submit import submit
 
-    ending = launch(overview, planned, layout, mirror=not no_mirror)
+        ending = submit(overview, planned, on_slurm, not no_mirror, then is not None, dry_run)
+    else:
+        from sweeps.launch import launch
+
+        ending = launch(overview, planned, layout, mirror=not no_mirror)
     print(ending.line)
     raise typer.Exit(ending.code)
 
@@ -246,11 +265,15 @@ def _refuse_corrupt(lines: list[str]) -> None:
         raise SweepError(f"{lines[0]}{more}")
 
 
-def _check_executor(name: str) -> None:
+def _check_executor(name: str, cluster: str | None, then: str | None) -> None:
     from trainer.messages import nearest
 
-    if name != "local":
-        raise SweepError(f"unknown executor '{name}'{nearest(name, ['local'])}")
+    if name not in ("local", "slurm"):
+        raise SweepError(f"unknown executor '{name}'{nearest(name, ['local', 'slurm'])}")
+    if name == "local" and (cluster is not None or then is not None):
+        raise SweepError(f"{'--cluster' if cluster is not None else '--then'} needs --executor slurm")
+    if then not in (None, "fit"):
+        raise SweepError(f"--then {then}: only 'fit' (which draws the figures as well) can follow")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sweeps.ledger import Ledger
@@ -21,45 +22,65 @@ INTERRUPTED_SECONDS = 5.0
 TELL_SECONDS = 3.0
 
 
+@dataclass(frozen=True)
+class Mirrored:
+    """What of a sweep its mirror has to know."""
+
+    sweep: str
+    """Name of the sweep."""
+    argument: str
+    """How commands take it."""
+    experiment: str
+    """MLflow experiment."""
+    uri: str | None
+    """Tracking URI; None for the default."""
+
+
+def mirror_of(sweep: Sweep) -> Mirrored:
+    """The mirror settings of a sweep."""
+    return Mirrored(sweep.name, sweep.argument, sweep.mlflow.experiment or sweep.name, sweep.mlflow.uri)
+
+
 class BackgroundMirror:
     """Mirrors a sweep while it runs.
 
     Args:
-        sweep: the sweep, already recorded.
+        sweep: what to mirror where; the sweep is recorded already.
         results: results folder.
         say: prints a line.
         every: seconds between two syncs.
+        own: mirror only runs that `add` names, not the whole sweep.
     """
 
     def __init__(
-        self, sweep: Sweep, results: Path, say: Callable[[str], None], every: float = EVERY_SECONDS
+        self,
+        sweep: Mirrored,
+        results: Path,
+        say: Callable[[str], None],
+        every: float = EVERY_SECONDS,
+        own: bool = False,
     ) -> None:
-        self.sweep, self.results, self.say, self.every = sweep, results, say, every
+        self.sweep, self.results, self.say, self.every, self.own = sweep, results, say, every, own
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._told: str | None = None
 
     def up_to_date(self, run_ids: Sequence[str]) -> bool:
         """Whether all runs are finished and mirrored already."""
-        uri = self.sweep.mlflow.uri or default_uri(self.results)
-        return is_mirrored(Ledger(self.results), run_ids, self.sweep.name, self._experiment, uri)
-
-    @property
-    def _experiment(self) -> str:
-        return self.sweep.mlflow.experiment or self.sweep.name
+        uri = self.sweep.uri or default_uri(self.results)
+        return is_mirrored(Ledger(self.results), run_ids, self.sweep.sweep, self.sweep.experiment, uri)
 
     def start(self) -> None:
         """Start the process; it loads MLflow at its first sync."""
-        settings = self.sweep.mlflow
         command = [
-            sys.executable, "-m", "sweeps.mirror", self.sweep.name, "--results", str(self.results.resolve()),
-            "--experiment", self._experiment, "--every", str(self.every),
-            *(["--uri", settings.uri] if settings.uri else []),
+            sys.executable, "-m", "sweeps.mirror", self.sweep.sweep, "--results", str(self.results.resolve()),
+            "--experiment", self.sweep.experiment, "--every", str(self.every),
+            *(["--uri", self.sweep.uri] if self.sweep.uri else []), *(["--own"] if self.own else []),
         ]  # fmt: skip
         path = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -67,6 +88,18 @@ class BackgroundMirror:
         )
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
+
+    def add(self, run_id: str) -> None:
+        """Mirror this run as well."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{run_id}\n".encode())
+            self._process.stdin.flush()
+        except OSError:
+            # The mirror's process ended; `finish` says so, and `sync` sends everything later.
+            return
 
     def poll(self) -> None:
         """Tell a problem, once, when it comes up."""

@@ -139,13 +139,14 @@ def _checked(table: dict[str, Any], source: str) -> SlurmSettings:
             f"{source}: notice = {settings.notice} s is no shorter than time = {settings.time} min"
         )
     for key in settings.options:
-        if key.replace("-", "_") in _OURS:
-            raise SweepError(f"{source}: options.{key} is set by the program; {_OURS[key.replace('-', '_')]}")
+        if (remedy := _OURS.get(key.replace("-", "_"))) is not None:
+            raise SweepError(f"{source}: options.{key} is the program's own; {remedy}")
     return settings
 
 
 _OURS = {
-    "array": "drop it", "signal": "use notice", "output": "drop it", "error": "drop it", "job_name": "drop it",
+    "array": "drop it", "signal": "use notice", "output": "drop it", "error": "drop it",
+    "job_name": "drop it",
     "requeue": "drop it", "no_requeue": "jobs have to be requeued when a node dies", "time": "use time",
     "dependency": "drop it", "open_mode": "drop it", "chdir": "drop it",
 }  # fmt: skip

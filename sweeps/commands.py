@@ -15,8 +15,12 @@ from sweeps.lease import Lease
 from sweeps.ledger import LOG, Ledger, RunState
 from sweeps.mirrored import default_uri
 from sweeps.overview import look
+from sweeps.queued import as_json as jobs_json
+from sweeps.queued import lines as job_lines
+from sweeps.queued import look_up
 from sweeps.report import last_lines, state_counts, status_rows, status_table
 from sweeps.session import ask_to_stop, read_record, recorded_sweeps, write_record
+from sweeps.slurm import cancel_pending
 from sweeps.sweepfile import find_sweep, load_sweep
 from sweeps.text import plural, table
 from trainer.messages import nearest
@@ -33,11 +37,13 @@ def status_of(sweep: str | None, results: Path, as_json: bool) -> tuple[list[str
     overview = look(load_sweep(sweep), results)
     rows = status_rows(overview, overview.plan(layout_or_guess(overview.sweep.execution)))
     counts = state_counts([overview.states.get(run_id, RunState()) for run_id in overview.ids])
+    queued = look_up(results, overview.sweep.name)
     if as_json:
-        print(json.dumps({"sweep": overview.sweep.name, "counts": counts, "runs": rows}))
+        facts = {"sweep": overview.sweep.name, "counts": counts, "runs": rows, "slurm": jobs_json(queued)}
+        print(json.dumps(facts))
     else:
         print(status_table(rows))
-        print(f"{plural(len(rows), 'run')}: {_said(counts)}")
+        print("\n".join([f"{plural(len(rows), 'run')}: {_said(counts)}", *job_lines(queued)]))
     for line in overview.problems if not as_json else ():
         print(f"warning: {line}", file=sys.stderr)
     return overview.corrupt, counts.get("done", 0) == len(rows)
@@ -178,8 +184,21 @@ def cancel(sweep: str, results: Path) -> None:
     ask_to_stop(results, path.stem)
     if running:
         owners = sorted({str(state.owner) for state in running})
-        asked = f"asked {plural(len(running), 'run')} ({', '.join(owners)})"
-        print(f"{asked} to checkpoint and stop; they stay resumable")
+        shown = f"{', '.join(owners[:4])}{', ...' if len(owners) > 4 else ''}"
+        print(f"asked {plural(len(running), 'run')} ({shown}) to checkpoint and stop; they stay resumable")
+    _drop_jobs(results, path.stem)
+
+
+def _drop_jobs(results: Path, sweep: str) -> None:
+    """Take the jobs that wait out of Slurm's queue; those that run have been asked, and end by themselves."""
+    queued = look_up(results, sweep)
+    if queued.problem is not None:
+        raise SweepError(f"waiting jobs could not be dropped: {queued.problem}; repeat this command")
+    waiting = [job.job_id for job in queued.live if job.job_id is not None and job.state != "RUNNING"]
+    waiting += [job.id for job in queued.others if job.state != "RUNNING"]
+    if waiting:
+        cancel_pending(waiting)
+        print(f"dropped {plural(len(waiting), 'waiting job')} from the queue")
 
 
 def sync(sweep: str, results: Path, uri: str | None) -> None:

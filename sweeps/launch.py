@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.background import BackgroundMirror
+from sweeps.background import BackgroundMirror, mirror_of
 from sweeps.errors import SweepError
 from sweeps.layout import Layout
 from sweeps.ledger import MAX_ATTEMPTS, Ledger
@@ -46,7 +46,7 @@ def launch(
         raise SweepError(overview.problems[0])
     began = time.monotonic()
     write_record(results, sweep.name, sweep.description, sweep.path, overview.ids)
-    background = BackgroundMirror(sweep, results, _say) if mirror else None
+    background = BackgroundMirror(mirror_of(sweep), results, _say) if mirror else None
     config_of = dict(zip(overview.ids, overview.configs, strict=True))
     todo = sorted(
         (run for run in plan.runs if run.action in ("new", "resume", "retry", "running")),
@@ -92,7 +92,7 @@ def _train(
         outcome = queue.run()
     if background is not None:
         background.say = _say
-    return outcome, queue.aborted
+    return "interrupted" if outcome in ("interrupted", "cancelled") else "finished", queue.aborted
 
 
 class _Both:

@@ -54,12 +54,13 @@ def with_options(
         raise SweepError(validation_line(error, SweepExecution, "command line")) from None
 
 
-def plan_layout(execution: SweepExecution) -> Layout:
+def plan_layout(execution: SweepExecution, cores: int | None = None) -> Layout:
     """Share this machine: on GPUs devices x per_device slots, on a CPU one slot per core.
 
-    Slots split the cores evenly; the number of threads does not depend on how many runs are left, since it
-    can change the last digits of a result.
+    Slots split the cores (`cores` of them; default all that this process may use) evenly; the number of
+    threads does not depend on how many runs are left, since it can change the last digits of a result.
     """
+    cores = cores or machine.cores()
     gpus = machine.gpus() if execution.device != "cpu" else ()
     if execution.device.startswith("cuda") and not gpus:
         raise SweepError(
@@ -67,15 +68,15 @@ def plan_layout(execution: SweepExecution) -> Layout:
             f"use --device cpu"
         )
     if gpus:
-        return _on_gpus(execution, gpus)
+        return _on_gpus(execution, gpus, cores)
     if execution.devices is not None:
         raise SweepError(
             f"execution.devices = {list(execution.devices)}, but this machine has no GPU; drop it"
         )
     threads, slots = execution.threads, execution.slots
     if slots is None:
-        slots = max(1, machine.cores() // threads) if threads is not None else machine.cores()
-    threads = threads or max(1, machine.cores() // slots)
+        slots = max(1, cores // threads) if threads is not None else cores
+    threads = threads or max(1, cores // slots)
     environment = _threads(threads)
     setting = Setting(processor_name(), threads)
     return Layout((environment,) * slots, execution.of_one_run(threads, "cpu"), setting)
@@ -90,7 +91,7 @@ def layout_or_guess(execution: SweepExecution) -> Layout:
     return Layout(({},) * execution.per_device, execution.of_one_run(1, "cuda"), setting)
 
 
-def _on_gpus(execution: SweepExecution, gpus: tuple[machine.Gpu, ...]) -> Layout:
+def _on_gpus(execution: SweepExecution, gpus: tuple[machine.Gpu, ...], cores: int) -> Layout:
     wanted = execution.devices
     if execution.device.startswith("cuda:"):
         wanted = (int(execution.device[5:]),)
@@ -100,7 +101,7 @@ def _on_gpus(execution: SweepExecution, gpus: tuple[machine.Gpu, ...]) -> Layout
             raise SweepError(f"execution.devices: there is no GPU {index}; visible are 0 to {len(gpus) - 1}")
         chosen.append(gpus[index])
     slots = execution.slots or len(chosen) * execution.per_device
-    threads = execution.threads or max(1, machine.cores() // slots)
+    threads = execution.threads or max(1, cores // slots)
     environments = tuple(
         {**_threads(threads), "CUDA_VISIBLE_DEVICES": chosen[slot % len(chosen)].index}
         for slot in range(slots)

@@ -6,6 +6,7 @@ request to stop, and notices when a run took its worker down.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ TICK_SECONDS = 0.25
 SCAN_SECONDS = 2.0
 MAX_IDLE_CRASHES = 3
 LOG_TAIL_BYTES = 2000
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 WORKER = (sys.executable, "-m", "sweeps.worker")
 
 
@@ -54,11 +56,22 @@ class LocalQueue:
         layout: the slots.
         view: whom to show it.
         command: how to start a worker; it is given the session file and options.
+        logs: folder of the workers' own output; default results/logs.
+        patience: seconds to wait for runs that others hold, once nothing else is left; default without end.
     """
 
-    def __init__(self, session: Session, layout: Layout, view: View, command: Sequence[str] = WORKER) -> None:
+    def __init__(
+        self,
+        session: Session,
+        layout: Layout,
+        view: View,
+        command: Sequence[str] = WORKER,
+        logs: Path | None = None,
+        patience: float = math.inf,
+    ) -> None:
         self.session, self.layout, self.view = session, layout, view
-        self.command = command
+        self.command, self.patience = command, patience
+        self.logs = logs or Path(session.results) / "logs"
         self.ledger = Ledger(Path(session.results))
         self.left = {run_id for run_id, _ in session.runs}
         self.asked = 0
@@ -67,17 +80,22 @@ class LocalQueue:
         self._scanned = 0.0
         self._slots: list[Slot] = []
         self._owners: dict[str, str] = {}
+        self._late = False
+        self._waiting_since: float | None = None
 
     def run(self) -> str:
-        """Train; returns "finished" or "interrupted".  `aborted` holds the line of what no run survives."""
+        """Train; how it ended.  `aborted` holds the line of what no run survives.
+
+        Returns: "finished"; "interrupted" by a signal; "cancelled"; "late", where the deadline forbids to
+        begin what is left; "elsewhere", where others hold it and patience has ended.
+        """
         path = write_session(self.session)
-        logs = Path(self.session.results) / "logs"
-        with io_errors(logs):
-            logs.mkdir(parents=True, exist_ok=True)
+        with io_errors(self.logs):
+            self.logs.mkdir(parents=True, exist_ok=True)
         for number, environment in enumerate(self.layout.environments):
             command = [*self.command, str(path), "--launcher", str(os.getpid())]
-            self._slots.append(Slot(command, environment, logs / f"{self.session.sweep}-{number}.log"))
-        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._slots.append(Slot(command, environment, self.logs / f"{self.session.sweep}-{number}.log"))
+        before = {number: signal.signal(number, self._ask) for number in STOP_SIGNALS}
         try:
             while not self._over():
                 self._tick()
@@ -87,7 +105,14 @@ class LocalQueue:
             for slot in self._slots:
                 slot.kill()
             path.unlink(missing_ok=True)
-        return "interrupted" if self.asked else "finished"
+        return self._outcome()
+
+    def _outcome(self) -> str:
+        if self.asked:
+            return "cancelled" if self.session.stop_asked else "interrupted"
+        if not self.left:
+            return "finished"
+        return "late" if self._late else "elsewhere"
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked += 1
@@ -108,9 +133,9 @@ class LocalQueue:
     def _over(self) -> bool:
         if any(slot.running for slot in self._slots):
             return False
-        if self.asked or self.aborted is not None:
+        if self.asked or self.aborted is not None or self._late or not self.left:
             return True
-        return not self.left
+        return self._waiting_since is not None and time.monotonic() - self._waiting_since > self.patience
 
     def _pass_on(self) -> None:
         """Pass a request to stop on to the workers, which do not get the terminal's Ctrl-C."""
@@ -140,10 +165,15 @@ class LocalQueue:
             return
         self._scanned = time.monotonic()
         free = self._free()
-        for slot, _ in zip(idle, free, strict=False):
+        # Workers that are starting, or between two runs, take what is free before new ones could.
+        unbusy = sum(slot.running and slot.run is None for slot in self._slots)
+        for slot, _ in zip(idle, free[unbusy:], strict=False):
             slot.start()
         if not any(slot.running for slot in self._slots) and self._owners:
             self.view.waiting(self._owners)
+            self._waiting_since = self._waiting_since or time.monotonic()
+        else:
+            self._waiting_since = None
 
     def _free(self) -> list[str]:
         """Runs that a worker could claim now; forgets those that are over."""
@@ -162,7 +192,9 @@ class LocalQueue:
                 self.left.discard(run_id)
             elif run_id not in mine:
                 free.append(run_id)
-        return free
+        fitting = [run_id for run_id in free if session.fits(run_id)]
+        self._late = bool(free) and not fitting
+        return fitting
 
     def _event(self, slot: Slot, event: dict[str, Any]) -> None:
         kind, run_id = event["event"], event.get("run")

@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -32,6 +33,8 @@ from trainer.errors import TrainerError
 
 CONNECT_SECONDS = 3.0
 BATCH_METRICS, BATCH_PARAMS = 1000, 100
+FEW_RUNS = 8
+LOCK = "mirror.lock"
 SENT, SENT_DIGEST, SEALED = "mirror.sent", "mirror.sent_digest", "mirror.sealed"
 
 _ENVIRONMENT = {
@@ -48,7 +51,12 @@ _ENVIRONMENT = {
 
 
 def sync(
-    results: Path, sweep: str, experiment: str, uri: str | None, wait: float | None = None
+    results: Path,
+    sweep: str,
+    experiment: str,
+    uri: str | None,
+    wait: float | None = None,
+    only: Sequence[str] | None = None,
 ) -> dict[str, int]:
     """Bring the mirror of a sweep up to date; running it again changes nothing.
 
@@ -58,6 +66,7 @@ def sync(
         experiment: MLflow experiment.
         uri: tracking URI; None for the default.
         wait: seconds to wait for another writer; None to leave the work to it.
+        only: the runs to mirror; default all of the sweep.
 
     Returns: how many runs were `created`, `updated`, `unchanged`; `busy` 1 where another writer is at it.
     Raises MirrorError, within seconds, where the store cannot be reached or refuses.
@@ -70,13 +79,19 @@ def sync(
         raise SweepError(f"sweep '{sweep}' has not been run in {results}; nothing to mirror")
     _probe(uri)
     _prepare_mlflow()
-    lock = _lock_path(results, sweep, uri)
+    run_ids = record["run_ids"] if only is None else only
+    # A SQLite file has one writer; on a server each run has its own.
+    database, timeout = sqlite_file(uri), 0.0 if wait is None else wait
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=0 if wait is None else wait):
-            counts = _Store(uri, results, experiment, sweep).sync(record["run_ids"])
-            write_mark(Ledger(results), record["run_ids"], sweep, experiment, uri)
-            return counts
+        with ExitStack() as held:
+            if database is not None:
+                database.parent.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(database.with_name(f".{database.name}.lock"))
+                held.enter_context(lock.acquire(timeout=timeout))
+            counts = _Store(uri, results, experiment, sweep).sync(run_ids, timeout)
+        if only is None and not counts["busy"]:
+            write_mark(Ledger(results), run_ids, sweep, experiment, uri)
+        return counts
     except Timeout:
         return {"created": 0, "updated": 0, "unchanged": 0, "busy": 1}
     except (SweepError, TrainerError):
@@ -102,7 +117,7 @@ class _Store:
         if found is None:
             local = uri.startswith("sqlite:")
             artifacts = (results.resolve() / "mlartifacts").as_uri() if local else None
-            self.experiment = self.client.create_experiment(experiment, artifact_location=artifacts)
+            self.experiment = self._create_experiment(experiment, artifacts)
         elif found.lifecycle_stage != "active":
             raise MirrorError(
                 f"MLflow experiment '{experiment}' is deleted there; restore it or name another one"
@@ -110,21 +125,54 @@ class _Store:
         else:
             self.experiment = found.experiment_id
 
-    def sync(self, run_ids: Sequence[str]) -> dict[str, int]:
-        """Mirror the runs that have something to show."""
-        there = self._mirrored()
+    def _create_experiment(self, name: str, artifacts: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException as error:
+            # Many workers that start together all find it missing, and one is the first to make it.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = self.client.get_experiment_by_name(name)
+            assert found is not None
+            return found.experiment_id
+
+    def sync(self, run_ids: Sequence[str], timeout: float) -> dict[str, int]:
+        """Mirror the runs that have something to show; each for at most `timeout` s behind another writer."""
+        from filelock import FileLock, Timeout
+
+        there = self._mirrored(run_ids)
         counts = {"created": 0, "updated": 0, "unchanged": 0, "busy": 0}
         for run_id in run_ids:
-            run = there.get(run_id)
-            state = self.ledger.state(run_id)
+            run, state = there.get(run_id), self.ledger.state(run_id)
             if run is not None and state.result and seal(state.result) == run.data.tags.get(SEALED):
                 counts["unchanged"] += 1
-            elif (shot := snapshot(self.ledger, run_id, state, self.sweep)) is not None:
-                counts[self._mirror(shot, run)] += 1
+            elif self.ledger.run_dir(run_id).is_dir():
+                try:
+                    with FileLock(self.ledger.run_dir(run_id) / LOCK).acquire(timeout=timeout):
+                        outcome = self._look_again(run_id)
+                except Timeout:
+                    outcome = "busy"
+                if outcome is not None:
+                    counts[outcome] += 1
         return counts
 
-    def _mirrored(self) -> dict[str, Any]:
-        found, token = {}, None
+    def _look_again(self, run_id: str) -> str | None:
+        """Mirror one run whose lock is held: it may have changed on either side before the lock was ours."""
+        shot = snapshot(self.ledger, run_id, self.ledger.state(run_id), self.sweep)
+        return None if shot is None else self._mirror(shot, self._mirrored([run_id]).get(run_id))
+
+    def _mirrored(self, run_ids: Sequence[str]) -> dict[str, Any]:
+        """What the store has of runs, by run id; of many, everything is fetched in pages."""
+        found: dict[str, Any] = {}
+        if len(run_ids) <= FEW_RUNS:
+            for run_id in run_ids:
+                one = f"tags.run_id = '{run_id}'"
+                for run in self.client.search_runs([self.experiment], filter_string=one, max_results=1):
+                    found[run_id] = run
+            return found
+        token = None
         while True:
             page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
             for run in page:
@@ -216,13 +264,6 @@ def _create_database(path: Path) -> None:
         temp.unlink(missing_ok=True)
 
 
-def _lock_path(results: Path, sweep: str, uri: str) -> Path:
-    """SQLite has one writer a file; a server has one a sweep, so that two launchers do not send twice."""
-    if (path := sqlite_file(uri)) is not None:
-        return path.with_name(f".{path.name}.lock")
-    return results / "sweeps" / f".{sweep}.mirror.lock"
-
-
 def _probe(uri: str) -> None:
     """Refuse a server that nobody answers for, before MLflow is loaded and starts to retry."""
     parts = urlparse(uri)
@@ -255,9 +296,29 @@ def _prepare_mlflow() -> None:
     warnings.filterwarnings("ignore")
 
 
+class _Names:
+    """Run ids that come on standard input."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self._rest = b""
+
+    def read(self, seconds: float) -> bool:
+        """Collect names for some seconds; True, at once, when there will be no more."""
+        until = time.monotonic() + seconds
+        while select.select([sys.stdin], [], [], max(0.0, until - time.monotonic()))[0]:
+            chunk = os.read(sys.stdin.fileno(), 1 << 16)
+            *lines, self._rest = (self._rest + chunk).split(b"\n")
+            self.seen += [name for line in lines if (name := line.decode()) and name not in self.seen]
+            if not chunk:
+                return True
+        return False
+
+
 def main(argv: list[str] | None = None) -> int:
     """Follow a launcher: sync now and then, and once more when it closes our standard input.
 
+    With --own, only the runs are mirrored whose ids come on standard input, one a line.
     Prints one JSON line a sync, {"problem": line or null}; never fails because of the store.
     """
     parser = argparse.ArgumentParser(prog="python -m sweeps.mirror")
@@ -266,16 +327,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--experiment", required=True)
     parser.add_argument("--uri")
     parser.add_argument("--every", type=float, default=30.0)
+    parser.add_argument("--own", action="store_true")
     options = parser.parse_args(argv)
     # The runs need the processor more; at the end, when other users' programs remain, it still gets its turn.
     os.nice(10)
+    names = _Names()
     final = False
     while not final:
-        final = bool(select.select([sys.stdin], [], [], options.every)[0])
+        final = names.read(options.every)
         began, problem = time.monotonic(), None
         try:
             wait = 60.0 if final else None
-            sync(options.results, options.sweep, options.experiment, options.uri, wait)
+            only = names.seen if options.own else None
+            sync(options.results, options.sweep, options.experiment, options.uri, wait, only)
         except (SweepError, TrainerError) as error:
             problem = str(error)
         took = time.monotonic() - began

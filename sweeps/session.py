@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sweeps.errors import SweepError
 from trainer.config import RunConfig
 from trainer.rundir import io_errors, write_atomic
+
+FAIR_SECONDS = 300.0
+"""So much time is worth beginning a run for, even one that has to be interrupted and resumed."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,17 @@ class Session:
     """State of the stop request when the session began; another one means: stop."""
     runs: list[tuple[str, str]]
     """(run id, canonical RunConfig as JSON), in the order in which they are claimed."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Predicted seconds of runs, where a deadline needs them."""
+    deadline: float | None = None
+    """Time (epoch) after which no run is begun that would not end before it; None: no such time."""
+
+    def fits(self, run_id: str) -> bool:
+        """Whether a run may be begun now: it ends before the deadline, or has a fair part of its time."""
+        if self.deadline is None:
+            return True
+        left = self.deadline - time.time()
+        return left > min(self.seconds.get(run_id, 0.0), FAIR_SECONDS)
 
     def config(self, run_id: str) -> RunConfig:
         """The configuration of a run."""
@@ -54,6 +69,7 @@ def new_session(
     execution: dict[str, Any],
     runs: Sequence[tuple[str, RunConfig]],
     max_attempts: int,
+    seconds: Mapping[str, float] | None = None,
 ) -> Session:
     """A session over runs in the given order."""
     return Session(
@@ -64,12 +80,14 @@ def new_session(
         max_attempts=max_attempts,
         stop_mark=stop_mark(results, sweep),
         runs=[(run_id, config.canonical_json()) for run_id, config in runs],
+        seconds=dict(seconds or {}),
     )
 
 
-def write_session(session: Session) -> Path:
-    """Write the session where its workers find it."""
-    path = Path(session.results) / "sweeps" / "sessions" / f"{session.sweep}-{session.session}.json"
+def write_session(session: Session, path: Path | None = None) -> Path:
+    """Write the session where its workers find it, by default below the results folder."""
+    folder = Path(session.results) / "sweeps" / "sessions"
+    path = path or folder / f"{session.sweep}-{session.session}.json"
     with io_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(asdict(session)))

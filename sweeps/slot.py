@@ -47,7 +47,8 @@ class Slot:
             with open(self.log, "ab") as log:
                 self._process = subprocess.Popen(
                     [*self.command, "--events", str(writer)],
-                    env={**inherited, **self.environment, "PYTHONPATH": path},
+                    # The launcher's own code, not what lies in the current folder.
+                    env={**inherited, **self.environment, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sweeps.errors import SweepError
 
@@ -187,6 +188,16 @@ def state_of(job_id: str) -> str | None:
         return None
     match = re.search(r"JobState=(\w+)", text)
     return match[1] if match else None
+
+
+def end_time(job_id: str) -> float | None:
+    """When a job's time limit ends it (epoch); None where nobody says."""
+    try:
+        text = command(["scontrol", "show", "job", "--oneliner", job_id])
+    except SweepError:
+        return None
+    match = re.search(r"EndTime=(\d{4}-\S+)", text)
+    return datetime.fromisoformat(match[1]).timestamp() if match else None
 
 
 def requeue(job_id: str, attempts: int = 4, pause: float = 2.0) -> str | None:

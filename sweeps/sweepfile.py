@@ -9,6 +9,7 @@ description = "..."
 [budget]                    tokens | tokens_per_param (of, count) | train_flops; equal = tokens | flops
 [execution]                 device, threads, slots ...; not part of a run's identity
 [mlflow]                    uri, experiment
+[slurm]                     what jobs ask for, see sweeps.clusterfile; cluster = "NAME" takes a file of it
 """
 
 from __future__ import annotations
@@ -87,6 +88,10 @@ class Sweep(_Table):
     """How runs are executed."""
     mlflow: MlflowSettings = MlflowSettings()
     """Mirror settings."""
+    cluster: str | None = None
+    """File of sweeps/clusters, or a path, with Slurm settings."""
+    slurm: Partial | None = None
+    """Slurm settings, over those of the cluster; see sweeps.clusterfile.SlurmSettings."""
 
     _name: str = PrivateAttr(default="sweep")
     _path: Path = PrivateAttr(default=Path("sweep.toml"))

@@ -127,7 +127,7 @@ class Worker:
         """The first run of the list that is free, failed ones last; None where nothing is left."""
         for retrying in (False, True):
             for run_id, _ in self.session.runs:
-                if run_id in self.over or self.stop():
+                if run_id in self.over or not self.session.fits(run_id) or self.stop():
                     continue
                 if (lease := self._claim_one(run_id, retrying)) is not None:
                     return run_id, lease

@@ -248,7 +248,7 @@ def test_cancel_from_elsewhere_stops_a_sweep_and_does_not_haunt_the_next(lab: Ca
     one = lab([8], slots=1)
     queue = one.queue()
     threading.Thread(target=lambda: (one.wait_for_start(8), ask_to_stop(one.results, "lab"))).start()
-    assert queue.run() == "interrupted"
+    assert queue.run() == "cancelled"
     assert one.state(8).state == "preempted"
     assert not one.queue().session.stop_asked
 

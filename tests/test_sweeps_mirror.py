@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Cli, finish_run, write_metrics
 
-from sweeps.background import BackgroundMirror
+from sweeps.background import BackgroundMirror, mirror_of
 from sweeps.errors import MirrorError
 from sweeps.ledger import Ledger
 from sweeps.mirror import sync
@@ -252,7 +252,7 @@ def test_two_syncs_at_once_on_a_fresh_store(overview: Overview, results: Path, c
 @pytest.mark.slow
 def test_the_background_mirror_finishes_and_is_then_not_needed(overview: Overview, results: Path) -> None:
     said: list[str] = []
-    background = BackgroundMirror(overview.sweep, results, said.append, every=0.2)
+    background = BackgroundMirror(mirror_of(overview.sweep), results, said.append, every=0.2)
     assert not background.up_to_date(overview.ids)
     background.start()
     for run_id, config in zip(overview.ids, overview.configs, strict=True):
@@ -272,7 +272,7 @@ def test_an_outage_is_one_warning_and_bounded(overview: Overview, results: Path)
     settings = overview.sweep.mlflow.model_copy(update={"uri": f"http://127.0.0.1:{closed_port()}"})
     sweep = overview.sweep.model_copy(update={"mlflow": settings})
     said: list[str] = []
-    background = BackgroundMirror(sweep, results, said.append, every=0.1)
+    background = BackgroundMirror(mirror_of(sweep), results, said.append, every=0.1)
     background.start()
     deadline = time.monotonic() + 20
     while not said and time.monotonic() < deadline:

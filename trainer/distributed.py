@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -78,10 +80,44 @@ def world_from_environment() -> World:
     return world
 
 
+class Gang:
+    """Processes that stay together over many runs.  Use as a context manager.
+
+    Args:
+        device: trainer.execution.Execution.device; with "auto" a GPU is used where there is one.
+    """
+
+    def __init__(self, device: str) -> None:
+        world = world_from_environment()
+        self.rank, self._size = world.rank, world.size
+        cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+        self._backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+
+    def __enter__(self) -> Self:
+        if self._size > 1:
+            dist.init_process_group(self._backend, timeout=timedelta(hours=12))
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._size > 1:
+            dist.destroy_process_group()
+
+    def tell(self, word: str | None) -> None:
+        """Say a word to the other processes, which `hear` it."""
+        if self._size > 1:
+            dist.broadcast_object_list([word], src=0, device=torch.device("cpu"))
+
+    def hear(self) -> str | None:
+        """The word that the first process tells."""
+        words: list[str | None] = [None]
+        dist.broadcast_object_list(words, src=0, device=torch.device("cpu"))
+        return words[0]
+
+
 @contextmanager
 def process_group(world: World, device: torch.device) -> Iterator[None]:
     """Join the processes of the run for the duration of the block."""
-    if world.size == 1:
+    if world.size == 1 or dist.is_initialized():
         yield
         return
     dist.init_process_group(

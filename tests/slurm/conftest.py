@@ -24,6 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    # Not in a fixture: skips from this one line are reported as one line, not as one for each test.
+    if reason := why_not():
+        pytest.skip(f"real Slurm tests skipped: {reason}")
+
+
 def remove_orphans(parent: Path) -> None:
     """Take down the labs of test processes that were killed."""
     for kept in parent.glob(f"{PREFIX.format(pid='*')}*/lab.json"):
@@ -35,12 +42,9 @@ def remove_orphans(parent: Path) -> None:
 @pytest.fixture(scope="session")
 def slurm_lab() -> Iterator[Lab]:
     """One lab of four nodes with two processors each, for all tests of the session."""
-    if reason := why_not():
-        pytest.skip(f"real Slurm tests skipped: {reason}")
     parent = Path("/tmp")
     remove_orphans(parent)
-    lab = Lab(tempfile.mkdtemp(prefix=PREFIX.format(pid=os.getpid()), dir=parent))
-    with lab:
+    with Lab(tempfile.mkdtemp(prefix=PREFIX.format(pid=os.getpid()), dir=parent)) as lab:
         yield lab
 
 

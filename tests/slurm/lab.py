@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -125,7 +126,7 @@ class Lab:
             self.controller_start()
             daemons = [self._slurmd_start(k) for k in self._all()]
             for k, child in zip(self._all(), daemons, strict=True):
-                self._wait(f"n{k}", child, lambda k=k: self.node_states().get(f"n{k}") == "idle", 20)
+                self._wait(f"n{k}", child, partial(self._is_idle, k), 20)
         except BaseException:
             self.down()
             raise
@@ -252,11 +253,11 @@ class Lab:
     def _accounting_start(self) -> None:
         sock, port = f"--socket={self.folder}/run/mysql", f"--port={self.settings.ports()['database_port']}"
         plain = ("--no-defaults", "--user=root", f"--datadir={self.folder}/mysql")
-        own = ("--auth-root-authentication-method=normal", "--skip-test-db")
-        self.run("mariadb-install-db", *plain, *own, timeout=60)
+        new = ("--auth-root-authentication-method=normal", "--skip-test-db")
+        self.run("mariadb-install-db", *plain, *new, timeout=60)
         own = (sock, port, "--bind-address=127.0.0.1", f"--pid-file={self.folder}/run/mysql.pid")
-        # slurmdbd refuses to start with a shorter lock wait; nothing here needs to survive a power cut.
-        fast = ("--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0", "--skip-log-bin")
+        # Nothing here needs to survive a power cut.
+        fast = ("--innodb-flush-log-at-trx-commit=0", "--skip-log-bin")
         child = self._start("mariadbd", "mariadbd", *plain, *own, *fast)
         ask = ("mariadb-admin", "--no-defaults", "--user=root", sock, "ping")
         self._wait("mariadbd", child, lambda: self._succeeds(*ask), 30)
@@ -300,6 +301,9 @@ class Lab:
         """Return what is not idle, in one line; empty if all is."""
         states = {f"n{k}": "absent" for k in self._all()} | self.node_states() | self.jobs()
         return ", ".join(f"{name} {state}" for name, state in states.items() if state != "idle")
+
+    def _is_idle(self, k: int) -> bool:
+        return self.node_states().get(f"n{k}") == "idle"
 
     def _reported(self, k: int, since: int) -> bool:
         words = self.run("scontrol", "-o", "show", "node", f"n{k}").split()

@@ -58,8 +58,6 @@ def running(pid: str) -> bool:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A short name of a folder that is not there; whatever a failed test left in it is taken down."""
-    if reason := why_not():
-        pytest.skip(f"real Slurm tests skipped: {reason}")
     parent = Path(tempfile.mkdtemp(prefix="lt", dir="/tmp"))
     yield parent / "lab"
     Lab(parent / "lab").down()
@@ -234,9 +232,15 @@ def test_shape_and_configuration_are_what_was_asked_for(folder: Path) -> None:
         assert lab.run(*step) == "0,1\n"
 
 
-def test_a_daemon_that_does_not_start_shows_its_log_and_leaves_nothing(folder: Path) -> None:
-    lab = Lab(folder, nodes=1, SchedulerType="sched/none-such")
-    with pytest.raises(LabError, match=r"(?s)slurmctld: .*end of its log.*sched/none-such"):
+@pytest.mark.parametrize(
+    ("daemon", "line", "value"),
+    [("slurmctld", "SchedulerType", "sched/none-such"), ("n1", "SlurmdSpoolDir", "/proc/none-such")],
+)
+def test_a_daemon_that_does_not_start_shows_its_log_and_leaves_nothing(
+    folder: Path, daemon: str, line: str, value: str
+) -> None:
+    lab = Lab(folder, nodes=1, **{line: value})
+    with pytest.raises(LabError, match=f"(?s){daemon}: ended with code 1; the end of its log.*{value}"):
         lab.up()
     assert not folder.exists()
     assert not lab_module.processes.owned(lab.settings.mark)

@@ -1,0 +1,321 @@
+"""What a Slurm job does: work its share of a submission off, then decide whether it has to be requeued.
+
+    python -m sweeps.job work  SUBMISSION ARRAY         each process of a job step
+    python -m sweeps.job after SUBMISSION ARRAY CODE    the batch script, once the step has ended
+    python -m sweeps.job then  SUBMISSION STEPS         once all arrays have ended
+
+Which runs are left is read from the ledger at every start, so it makes no difference whether a job starts for
+the first time, after a preemption, after its time limit, or because its node died.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sweeps import slurm
+from sweeps.background import BackgroundMirror, Mirrored
+from sweeps.errors import SweepError
+from sweeps.layout import plan_layout
+from sweeps.lease import STALE_SECONDS
+from sweeps.ledger import MAX_ATTEMPTS, Ledger
+from sweeps.local import LocalQueue
+from sweeps.mirrored import default_uri
+from sweeps.session import Session, read_session
+from sweeps.submission import (
+    LOGS,
+    SESSION,
+    Diary,
+    Submission,
+    read_diary,
+    read_submission,
+    write_diary,
+)
+from sweeps.sweepfile import SweepExecution
+from trainer.errors import TrainerError
+
+EXIT_DONE, EXIT_GAVE_UP, EXIT_USER = 0, 1, 2
+PROGRESS_SECONDS = 60.0
+REQUEUED_BY_SLURM = ("PENDING", "REQUEUED", "CONFIGURING", "REQUEUE_HOLD", "REQUEUE_FED")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One job of a submission."""
+
+    submission: Submission
+    array: int
+    index: int
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """Runs that it may train, in this order."""
+        return self.submission.arrays[self.array].jobs[self.index]
+
+    @property
+    def diary(self) -> Path:
+        """Where it keeps its diary."""
+        return self.submission.diary(self.array, self.index)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The run folders."""
+        return Ledger(self.submission.results)
+
+    def open_runs(self) -> list[str]:
+        """Runs that still have to be trained, by this job or by others that are at it."""
+        states = self.ledger.scan(self.run_ids)
+        return [
+            run_id
+            for run_id, state in states.items()
+            if state.state in ("new", "preempted", "running")
+            or (state.state == "failed" and state.failures < MAX_ATTEMPTS)
+        ]
+
+    def progress(self) -> int:
+        """Steps that are safe, over all its runs."""
+        states = self.ledger.scan(self.run_ids).values()
+        return sum(state.step if state.result is not None else state.checkpoint or 0 for state in states)
+
+
+def begin(share: Share) -> Diary:
+    """Note a start, and whether anything was gained since the last one."""
+    before, progress = read_diary(share.diary), share.progress()
+    idle = before.idle + 1 if before.starts and progress <= before.progress else 0
+    diary = Diary(
+        before.starts + 1, idle, progress, slurm.this_job(os.environ), socket.gethostname(), None, None
+    )
+    write_diary(share.diary, diary)
+    return diary
+
+
+def out_of_budget(share: Share, diary: Diary) -> str | None:
+    """Why this job is not to be started again, or None."""
+    settings = share.submission.settings
+    if diary.starts > settings.restarts:
+        return f"requeued {diary.starts - 1} times (slurm.restarts = {settings.restarts})"
+    if diary.idle >= settings.idle_restarts:
+        return f"no step gained in {diary.idle} restarts (slurm.idle_restarts = {settings.idle_restarts})"
+    return None
+
+
+def decide(diary: Diary, state: str | None, left: int, budget: str | None) -> tuple[str, str]:
+    """What becomes of a job whose step has ended: ("end" | "requeue" | "wait" | "give up", why).
+
+    Args:
+        diary: its diary.
+        state: Slurm's state of it.
+        left: runs that are open.
+        budget: why it may not be started again, or None.
+    """
+    if not left:
+        return "end", "all its runs are over"
+    if diary.outcome == "cancelled":
+        return "end", "cancelled; its runs are resumable"
+    if diary.outcome == "aborted":
+        return "give up", diary.message or "aborted"
+    if diary.outcome == "elsewhere":
+        return "end", f"{left} of its runs are trained by other jobs"
+    if state == "CANCELLED":
+        return "end", "cancelled in Slurm; its runs are resumable"
+    if state in REQUEUED_BY_SLURM:
+        return "wait", "requeued by Slurm"
+    if budget is not None:
+        return "give up", budget
+    why = {"late": "its time is up", "interrupted": "told to stop", None: "died without a word"}
+    return "requeue", why.get(diary.outcome, str(diary.outcome))
+
+
+def work(share: Share) -> int:
+    """Train what is left of a job's share."""
+    submission = share.submission
+    main_process = int(os.environ.get("SLURM_PROCID", "0")) == 0
+    diary = begin(share) if main_process else Diary()
+    print(f"job {diary.job} on {diary.host}, start {diary.starts}: {submission.name}", flush=True)
+    if main_process and (why := out_of_budget(share, diary)) is not None:
+        _end(share, diary, "aborted", why)
+        return EXIT_GAVE_UP
+    session = share_session(share, diary)
+    try:
+        if submission.settings.processes > 1:
+            from sweeps.gang import train_together
+
+            execution = SweepExecution.model_validate(submission.execution)
+            outcome, message = train_together(session, execution, submission.settings)
+        else:
+            outcome, message = _train(submission, session)
+    except (SweepError, TrainerError) as error:
+        outcome, message = "aborted", str(error)
+    if main_process:
+        _end(share, diary, outcome, message)
+    return EXIT_GAVE_UP if outcome == "aborted" else EXIT_DONE
+
+
+def share_session(share: Share, diary: Diary) -> Session:
+    """The launch that one start of a job is: its runs, its deadline, a name of its own."""
+    whole = read_session(share.submission.path / SESSION)
+    mine = set(share.run_ids)
+    end = slurm.end_time(diary.job) if diary.job is not None else None
+    end = end or time.time() + share.submission.arrays[share.array].minutes * 60
+    return replace(
+        whole,
+        # Its own name: what a dead start left behind is taken over, not waited for.
+        session=f"{whole.session}.{share.array}-{share.index}.{diary.starts}",
+        runs=[pair for pair in whole.runs if pair[0] in mine],
+        deadline=end - share.submission.settings.notice,
+    )
+
+
+def _train(submission: Submission, session: Session) -> tuple[str, str | None]:
+    execution = SweepExecution.model_validate(submission.execution)
+    layout = plan_layout(execution, submission.settings.cpus)
+    session = replace(session, execution=layout.execution.model_dump(mode="json"))
+    print(f"{layout.said()}; until {time.strftime('%H:%M:%S', time.localtime(session.deadline))}", flush=True)
+    view = JobView(_mirror(submission))
+    queue = LocalQueue(
+        session,
+        layout,
+        view,
+        logs=submission.path / LOGS / session.session,
+        # A lease that nobody renews is stale by then, so what is still held is held by the living.
+        patience=STALE_SECONDS + 15,
+    )
+    try:
+        outcome = queue.run()
+    finally:
+        view.close()
+    return ("aborted", queue.aborted) if queue.aborted is not None else (outcome, None)
+
+
+def _mirror(submission: Submission) -> BackgroundMirror | None:
+    """A mirror of the runs that this job trains, where the store takes many writers; else `sync` fills it."""
+    if not submission.mirror:
+        return None
+    mirrored = Mirrored(**submission.mirror)
+    uri = mirrored.uri or default_uri(submission.results)
+    if not uri.startswith(("http://", "https://")):
+        return None
+    mirror = BackgroundMirror(mirrored, submission.results, _say, own=True)
+    mirror.start()
+    return mirror
+
+
+class JobView:
+    """A job's log: what begins, what ends, and now and then how far everything is."""
+
+    def __init__(self, mirror: BackgroundMirror | None) -> None:
+        self._mirror = mirror
+        self._said: dict[str, float] = {}
+
+    def event(self, run_id: str, event: dict[str, Any]) -> None:
+        """A worker reported something of a run."""
+        kind = event["event"]
+        if kind == "start":
+            if self._mirror is not None:
+                self._mirror.add(run_id)
+            self.say(f"{run_id} begun, {event['total']} steps")
+        elif kind == "end":
+            why = f": {event['message']}" if event.get("message") else ""
+            self.say(f"{run_id} {event['state']}{why}")
+        elif time.monotonic() - self._said.get(run_id, 0.0) > PROGRESS_SECONDS:
+            self._said[run_id] = time.monotonic()
+            loss = f", loss {event['loss']:.4f}" if event.get("loss") is not None else ""
+            self.say(f"{run_id} {event['phase']} {event['step']} of {event['total']}{loss}")
+
+    def waiting(self, owners: dict[str, str]) -> None:
+        """Nothing is left but runs that others train."""
+        if time.monotonic() - self._said.get("", -1e9) > PROGRESS_SECONDS:
+            self._said[""] = time.monotonic()
+            self.say(f"waiting for {len(owners)} runs that other jobs have")
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+        _say(line)
+
+    def tick(self) -> None:
+        """Some time has passed."""
+        if self._mirror is not None:
+            self._mirror.poll()
+
+    def close(self) -> None:
+        """Mirror what is left."""
+        if self._mirror is not None:
+            self._mirror.finish(interrupted=False)
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+def _end(share: Share, diary: Diary, outcome: str, message: str | None) -> None:
+    _say(f"{outcome}{f': {message}' if message else ''}")
+    write_diary(share.diary, replace(diary, outcome=outcome, message=message))
+
+
+def after(share: Share, code: int) -> int:
+    """Decide about a requeue once the job step has ended; the exit code of the job."""
+    diary = read_diary(share.diary)
+    job = slurm.this_job(os.environ)
+    state = slurm.state_of(job) if job is not None else None
+    if diary.outcome is None and not diary.starts:
+        diary = replace(diary, starts=1)
+    budget = out_of_budget(share, diary)
+    what, why = decide(diary, state, len(share.open_runs()), budget)
+    _say(f"{what}: {why} (step's exit code {code}, Slurm says {state})")
+    if what == "requeue" and job is not None:
+        problem = slurm.requeue(job)
+        if problem is not None:
+            what, why = "give up", f"could not be requeued: {problem}"
+            _say(f"{why}; start the sweep again")
+    write_diary(share.diary, replace(diary, outcome=diary.outcome or "died", message=f"{what}: {why}"))
+    return EXIT_GAVE_UP if what == "give up" else EXIT_DONE
+
+
+def then(submission: Submission, steps: Sequence[str]) -> int:
+    """What follows the arrays: fill the mirror, fit, draw.  A step that fails does not stop the next."""
+    worst = EXIT_DONE
+    results = ["--results", str(submission.results)]
+    commands = {
+        "sync": ["sweeps", "sync", submission.argument, *results],
+        "fit": ["analysis", "fit", submission.sweep, *results],
+        "figures": ["analysis", "figures", submission.sweep, *results],
+    }
+    states = Ledger(submission.results).scan(submission.run_ids).values()
+    missing = sum(state.state != "done" for state in states)
+    _say(f"{len(states) - missing} of {len(states)} runs of this submission are done, {missing} are missing")
+    for step in steps:
+        _say(step)
+        code = subprocess.run([sys.executable, "-m", *commands[step]], check=False).returncode
+        worst = max(worst, code)
+    return worst
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do one of the three; a user's mistake is one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m sweeps.job")
+    parser.add_argument("what", choices=("work", "after", "then"))
+    parser.add_argument("submission", type=Path)
+    parser.add_argument("rest", nargs="*")
+    options = parser.parse_args(argv)
+    try:
+        submission = read_submission(options.submission)
+        if options.what == "then":
+            return then(submission, options.rest)
+        index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+        share = Share(submission, int(options.rest[0]), index)
+        return work(share) if options.what == "work" else after(share, int(options.rest[1]))
+    except (SweepError, TrainerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""`run --executor slurm`: price, prepare, snapshot, pack, queue; returns as soon as everything is queued."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from sweeps import slurm
+from sweeps.background import mirror_of
+from sweeps.cluster import Batch, array_batch, then_batch
+from sweeps.clusterfile import SlurmSettings, slurm_settings
+from sweeps.errors import SweepError
+from sweeps.launch import EXIT_DONE, Ending, prepare_corpora
+from sweeps.layout import Layout, plan_layout
+from sweeps.ledger import MAX_ATTEMPTS, Ledger
+from sweeps.overview import Overview
+from sweeps.packing import Array, PackedRun, pack
+from sweeps.plan import Plan
+from sweeps.price import Setting
+from sweeps.queued import Queued, look_up
+from sweeps.session import new_session, write_record
+from sweeps.source import Source, current_source, keep_source
+from sweeps.submission import Record, Submission, new_submission, write_submission
+from sweeps.submission import write_record as note
+from sweeps.sweepfile import Sweep, SweepExecution
+from sweeps.text import plural
+from trainer.commandline import duration
+from trainer.execution import processor_name
+
+KNOWN_RESULTS = 200
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What jobs ask for, and how runs share one of them."""
+
+    settings: SlurmSettings
+    """What Slurm is asked for."""
+    execution: SweepExecution
+    """How the runs of one job share it."""
+    slots: int
+    """Runs at a time in one job."""
+    threads: int
+    """CPU threads of one run."""
+
+    def layout(self, ledger: Ledger) -> Layout:
+        """All jobs at once, for pricing."""
+        gpu = self.settings.has_gpu
+        device = self.settings.device or _known_device(ledger, gpu)
+        setting = Setting(device, self.threads, gpu=gpu, per_device=self.execution.per_device)
+        one = self.execution.of_one_run(self.threads, "cuda" if gpu else "cpu")
+        return Layout(({},) * (self.slots * self.settings.jobs), one, setting)
+
+
+def cluster_for(sweep: Sweep, execution: SweepExecution, name: str | None) -> Cluster:
+    """Settings of a sweep on a cluster; SweepError where they contradict each other."""
+    settings = slurm_settings(sweep.slurm, name or sweep.cluster, sweep.source)
+    gpu = settings.has_gpu
+    if execution.device.startswith("cuda") and not gpu:
+        raise SweepError(
+            f"{sweep.source}: execution.device = '{execution.device}', but jobs ask for no GPU; "
+            f"set slurm.gpus, or drop it"
+        )
+    if execution.devices is not None:
+        raise SweepError(f"{sweep.source}: execution.devices chooses among this machine's GPUs; drop it")
+    chosen = execution.model_copy(update={"device": "cuda" if gpu else "cpu"})
+    if settings.processes > 1:
+        if (execution.slots or 1) > 1 or execution.per_device > 1:
+            raise SweepError(
+                f"{sweep.source}: slots and per_device are for runs of one process; a run here has "
+                f"{settings.processes} (slurm.nodes x slurm.tasks)"
+            )
+        return Cluster(settings, chosen, 1, execution.threads or settings.cpus)
+    if gpu:
+        devices = settings.gpus or 1
+        slots = execution.slots or devices * execution.per_device
+        return Cluster(settings, chosen, slots, execution.threads or max(1, settings.cpus // slots))
+    layout = plan_layout(chosen, settings.cpus)
+    return Cluster(settings, chosen, layout.slots, layout.setting.threads)
+
+
+def _known_device(ledger: Ledger, gpu: bool) -> str:
+    """The device of most results: jobs run where earlier ones did, which need not be like this machine."""
+    found: Counter[str] = Counter()
+    for result in ledger.other_results((), KNOWN_RESULTS):
+        device = str(result.get("device"))
+        if ("nvidia" in device.lower()) == gpu:
+            found[device] += 1
+    if found:
+        return found.most_common(1)[0][0]
+    return "a GPU (no result from one yet)" if gpu else processor_name()
+
+
+def submit(
+    overview: Overview,
+    plan: Plan,
+    cluster: Cluster,
+    mirror: bool = True,
+    then: bool = False,
+    dry_run: bool = False,
+) -> Ending:
+    """Queue the runs of a plan that no live job covers.
+
+    Args:
+        overview: the sweep and its ledger.
+        plan: priced.
+        cluster: what jobs ask for.
+        mirror: whether jobs mirror their runs where the store is a server.
+        then: whether a fit and figures are queued behind them.
+        dry_run: print the scripts and queue nothing.
+
+    Raises SweepError or TrainerError where the user has to mend something first.
+    """
+    if overview.problems:
+        raise SweepError(overview.problems[0])
+    began = time.monotonic()
+    sweep, results = overview.sweep, overview.ledger.results
+    limits = slurm.read_limits(cluster.settings.partition)
+    queued = look_up(results, sweep.name)
+    if queued.problem is not None:
+        raise SweepError(f"the queue cannot be read, and nothing is queued twice: {queued.problem}")
+    covered = queued.covered
+    todo = sorted((run for run in plan.open if run.id not in covered), key=lambda run: -run.seconds)
+    if not todo:
+        return Ending(EXIT_DONE, _nothing(plan, queued))
+    packed = [PackedRun(run.id, run.seconds, run.measured) for run in todo]
+    arrays = pack(packed, cluster.slots, cluster.settings, limits)
+    config_of = dict(zip(overview.ids, overview.configs, strict=True))
+    session = new_session(
+        sweep.name, results, {}, [(run.id, config_of[run.id]) for run in todo], MAX_ATTEMPTS,
+        {run.id: run.seconds for run in todo},
+    )  # fmt: skip
+    source = current_source(results)
+    submission = new_submission(
+        session, sweep.argument, cluster.settings, cluster.execution.model_dump(mode="json"),
+        asdict(mirror_of(sweep)) if mirror else {}, asdict(source), arrays,
+    )  # fmt: skip
+    batches = [array_batch(submission, number, array) for number, array in enumerate(arrays)]
+    if dry_run:
+        texts = [batch.text for batch in batches]
+        texts += [then_batch(submission, _steps(mirror), ["ARRAYS"]).text] if then else []
+        return Ending(EXIT_DONE, "\n".join([*texts, "nothing was queued"]))
+    batches[0].test()
+    write_record(results, sweep.name, sweep.description, sweep.path, overview.ids)
+    prepare_corpora([config_of[run.id] for run in todo], results)
+    keep_source(source)
+    write_submission(submission, session)
+    record = _queue(submission, batches, then, _steps(mirror))
+    if record.state == "refused":
+        raise SweepError(_refused(record, arrays))
+    return Ending(EXIT_DONE, _said(submission, record, len(todo), source, time.monotonic() - began))
+
+
+def _queue(submission: Submission, batches: Sequence[Batch], then: bool, steps: str) -> Record:
+    """Submit array after array, noting each at once; the first refusal ends it."""
+    record = Record(time=time.time())
+    try:
+        for batch in batches:
+            record = replace(record, job_ids=(*record.job_ids, batch.submit()))
+            note(submission, record)
+        record = replace(record, state="submitted")
+        if then:
+            record = replace(record, then=then_batch(submission, steps, list(record.job_ids)).submit())
+    except SweepError as error:
+        record = replace(record, state="refused", message=str(error))
+    note(submission, record)
+    return record
+
+
+def _refused(record: Record, arrays: Sequence[Array]) -> str:
+    if not record.job_ids:
+        return f"{record.message}; nothing was queued"
+    jobs = sum(len(array.jobs) for array in arrays[: len(record.job_ids)])
+    total = sum(len(array.jobs) for array in arrays)
+    return (
+        f"{record.message}; {jobs} of {total} jobs are queued ({', '.join(record.job_ids)}) and go on; "
+        f"the same command queues the rest later"
+    )
+
+
+def _said(submission: Submission, record: Record, runs: int, source: Source, seconds: float) -> str:
+    jobs = sum(len(array.jobs) for array in submission.arrays)
+    argument = submission.argument
+    lines = [
+        f"queued {plural(runs, 'run')} in {plural(jobs, 'job')} "
+        f"({plural(len(submission.arrays), 'array')}: {', '.join(record.job_ids)}) in {duration(seconds)}",
+        f"the jobs run {source.label}",
+        *([f"then: fit and figures in job {record.then}"] if record.then else []),
+        f"follow: python -m sweeps status {argument}   python -m sweeps logs -f {argument}",
+        f"stop:   python -m sweeps cancel {argument}   (the same command as now goes on)",
+    ]
+    return "\n".join(lines)
+
+
+def _nothing(plan: Plan, queued: Queued) -> str:
+    actions = ", ".join(f"{n} {action}" for action, n in plan.totals.actions.items())
+    jobs = f"; {plural(len(queued.live), 'job')} in the queue already" if queued.live else ""
+    return f"nothing to queue: {actions}{jobs}"
+
+
+def _steps(mirror: bool) -> str:
+    return "sync fit figures" if mirror else "fit figures"

@@ -44,6 +44,8 @@ from trainer.errors import TrainerError
 
 EXIT_DONE, EXIT_GAVE_UP, EXIT_USER = 0, 1, 2
 PROGRESS_SECONDS = 60.0
+NOTICE = "SIGUSR2"
+"""What Slurm sends before the time limit, and before a preemption where the site asks for that."""
 REQUEUED_BY_SLURM = ("PENDING", "REQUEUED", "CONFIGURING", "REQUEUE_HOLD", "REQUEUE_FED")
 
 
@@ -124,8 +126,10 @@ def decide(diary: Diary, state: str | None, left: int, budget: str | None) -> tu
         return "give up", diary.message or "aborted"
     if diary.outcome == "elsewhere":
         return "end", f"{left} of its runs are trained by other jobs"
-    if state == "CANCELLED":
-        return "end", "cancelled in Slurm; its runs are resumable"
+    if state in ("CANCELLED", "COMPLETING") and diary.message != NOTICE:
+        # A notice comes while the job runs.  Without one Slurm is ending it: because somebody cancelled it,
+        # or to requeue it, which Slurm does by itself.
+        return "end", "ended by Slurm (scancel?); its runs are resumable"
     if state in REQUEUED_BY_SLURM:
         return "wait", "requeued by Slurm"
     if budget is not None:
@@ -192,7 +196,7 @@ def _train(submission: Submission, session: Session) -> tuple[str, str | None]:
         outcome = queue.run()
     finally:
         view.close()
-    return ("aborted", queue.aborted) if queue.aborted is not None else (outcome, None)
+    return ("aborted", queue.aborted) if queue.aborted is not None else (outcome, queue.signal)
 
 
 def _mirror(submission: Submission) -> BackgroundMirror | None:

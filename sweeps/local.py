@@ -75,6 +75,7 @@ class LocalQueue:
         self.ledger = Ledger(Path(session.results))
         self.left = {run_id for run_id, _ in session.runs}
         self.asked = 0
+        self.signal: str | None = None
         self.aborted: str | None = None
         self._passed_on = 0
         self._scanned = 0.0
@@ -115,7 +116,9 @@ class LocalQueue:
         return "late" if self._late else "elsewhere"
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked += 1
+        self.signal = self.signal or signal.Signals(number).name
+        # People press Ctrl-C twice; Slurm sends USR2 and then TERM, and means the same by both.
+        self.asked = self.asked + 1 if number == signal.SIGINT else max(self.asked, 1)
 
     def _tick(self) -> None:
         if not self.asked and self.session.stop_asked:
@@ -143,7 +146,8 @@ class LocalQueue:
             return
         self._passed_on = min(self.asked, 2)
         if self._passed_on == 1:
-            self.view.say("stopping: the runs checkpoint and stay resumable (Ctrl-C again to kill them)")
+            hint = " (Ctrl-C again to kill them)" if self.signal == "SIGINT" else ""
+            self.view.say(f"stopping: the runs checkpoint and stay resumable{hint}")
             for slot in self._slots:
                 slot.terminate()
         else:

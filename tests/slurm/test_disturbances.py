@@ -1,0 +1,180 @@
+"""Whatever happens to jobs, nodes and the controller: every run ends once, with undisturbed losses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slurm.lab import Lab
+from slurm.sweep import SmallSweep, processes, undisturbed, wait_until
+
+
+def scontrol(*args: str) -> str:
+    return subprocess.run(["scontrol", *args], capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SmallSweep:
+    """Two runs of about ten seconds, a job each."""
+    return SmallSweep(tmp_path, steps=1500)
+
+
+def started(sweep: SmallSweep, steps: int = 100) -> None:
+    """Wait until every run has a checkpoint behind it."""
+
+    def both() -> bool:
+        return len(sweep.runs) == 2 and all(
+            list((run / "checkpoints").glob("step-*.json")) and (run / "metrics.jsonl").is_file()
+            for run in sweep.runs
+        ) and sweep.steps_done() > steps  # fmt: skip
+
+    wait_until(both, 60, sweep.logs)
+
+
+def ends_as_if_nothing_had_been(sweep: SmallSweep, timeout: float = 150) -> None:
+    sweep.wait_done(timeout)
+    assert sweep.losses() == undisturbed(sweep)
+    assert sweep.counts() == {"done": 2}
+    for run in sweep.runs:
+        assert not (run / "lease.json").exists()
+        assert sweep.logs().count(f"{run.name} done") == 1
+
+
+def live_jobs(sweep: SmallSweep) -> list[str]:
+    return [job["job_id"] for job in sweep.jobs() if job["live"]]
+
+
+def notice(lab: Lab, job: str) -> None:
+    """What Slurm does some time before the limit."""
+    subprocess.run(["scancel", "--signal=USR2", job], check=True, timeout=30)
+
+
+def requeue(lab: Lab, job: str) -> None:
+    scontrol("requeue", job)
+
+
+def kill_step(lab: Lab, job: str) -> None:
+    """The job's own process dies without a word; its batch script lives."""
+    number, _, index = job.partition("_")
+    marks = [f"SLURM_ARRAY_JOB_ID={number}\0".encode(), f"SLURM_ARRAY_TASK_ID={index}\0".encode()]
+    for pid in processes(["sweeps.job", "work"]):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            if all(mark in environment for mark in marks) and is_python(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def is_python(pid: int) -> bool:
+    """Not srun, whose command line holds the program's."""
+    return "python" in Path(f"/proc/{pid}/comm").read_text()
+
+
+@pytest.mark.parametrize("trouble", [notice, requeue, kill_step])
+def test_a_job_is_told_or_killed(slurm: Lab, sweep: SmallSweep, trouble: Callable[[Lab, str], None]) -> None:
+    sweep.submit()
+    started(sweep)
+    for job in live_jobs(sweep):
+        trouble(slurm, job)
+    ends_as_if_nothing_had_been(sweep)
+    assert max(sweep.attempts().values()) == 2
+
+
+def test_the_time_limit_twice_in_one_run(slurm: Lab, tmp_path: Path) -> None:
+    """Real limits: Slurm gives the notice itself, up to a minute early; limits have whole minutes."""
+    sweep = SmallSweep(tmp_path, steps=6000, slurm={"time": 2, "notice": 90})
+    sweep.submit()
+    for _ in range(2):
+        started(sweep)
+        attempt = len(sweep.logs().split("interrupted"))
+        wait_until(lambda before=attempt: len(sweep.logs().split("interrupted")) > before, 120, sweep.logs)
+    ends_as_if_nothing_had_been(sweep, 300)
+    assert "requeue: told to stop" in sweep.logs()
+
+
+def test_a_cancelled_job_stays_cancelled_and_the_command_goes_on(slurm: Lab, sweep: SmallSweep) -> None:
+    sweep.submit()
+    started(sweep)
+    subprocess.run(["scancel", *live_jobs(sweep)], check=True, timeout=30)
+    wait_until(lambda: not live_jobs(sweep), 60, sweep.logs)
+    assert sweep.counts() == {"preempted": 2}
+    sweep.submit()
+    ends_as_if_nothing_had_been(sweep)
+
+
+def test_a_partition_of_more_weight_takes_the_nodes(slurm: Lab, tmp_path: Path) -> None:
+    sweep = SmallSweep(tmp_path, steps=1500, slurm={"partition": "low", "options": {"exclusive": True}})
+    sweep.submit()
+    started(sweep)
+    wide = ["sbatch", "-p", "high", "-N4", "--exclusive", "--wrap", "sleep 3", "-o", "/dev/null"]
+    subprocess.run(wide, check=True, timeout=30, capture_output=True)
+    wait_until(lambda: "interrupted" in sweep.logs(), 60, sweep.logs)
+    ends_as_if_nothing_had_been(sweep)
+
+
+def test_a_node_dies_with_everything_on_it(slurm: Lab, sweep: SmallSweep) -> None:
+    sweep.submit()
+    started(sweep)
+    nodes = {job["reason"] for job in sweep.jobs() if job["live"]}
+    for node in nodes:
+        slurm.node_fail(int(node.removeprefix("n")))
+    for node in nodes:
+        slurm.node_start(int(node.removeprefix("n")))
+    ends_as_if_nothing_had_been(sweep)
+
+
+def test_the_controller_is_restarted_in_the_middle(slurm: Lab, sweep: SmallSweep) -> None:
+    sweep.submit()
+    started(sweep)
+    slurm.controller_kill()
+    slurm.controller_start()
+    ends_as_if_nothing_had_been(sweep)
+
+
+def test_the_controller_is_away_when_a_job_wants_to_be_requeued(slurm: Lab, sweep: SmallSweep) -> None:
+    sweep.submit()
+    started(sweep)
+    for job in live_jobs(sweep):
+        notice(slurm, job)
+    slurm.controller_kill()
+    wait_until(lambda: sweep.logs().count("interrupted") == 2, 60, sweep.logs)
+    slurm.controller_start()
+    ends_as_if_nothing_had_been(sweep)
+
+
+def test_status_without_a_controller_says_so_and_goes_on(slurm: Lab, sweep: SmallSweep) -> None:
+    sweep.submit()
+    started(sweep)
+    slurm.controller_kill()
+    try:
+        said = sweep("status", str(sweep.file))
+        assert "Slurm could not be asked" in said
+        assert "2 running" in said
+        assert "scontrol" in sweep("run", str(sweep.file), "--executor", "slurm", code=2)
+    finally:
+        slurm.controller_start()
+    ends_as_if_nothing_had_been(sweep)
+
+
+def test_budgets_stop_a_job_that_gains_nothing(slurm: Lab, tmp_path: Path) -> None:
+    """A job whose process is killed before its first checkpoint, again and again."""
+    sweep = SmallSweep(
+        tmp_path, steps=100_000, checkpoint_seconds=1000, slurm={"idle_restarts": 1, "jobs": 1}
+    )
+    sweep.submit()
+
+    def killed_to_the_end() -> bool:
+        for run in sweep.runs:
+            if (run / "metrics.jsonl").is_file():
+                for job in live_jobs(sweep):
+                    kill_step(slurm, job)
+        return "give up: no step gained in 1 restarts" in sweep.logs()
+
+    wait_until(killed_to_the_end, 120, sweep.logs, every=1.0)
+    assert "give up" in sweep("status", str(sweep.file))
+    sweep("cancel", str(sweep.file))

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtr
@@ -59,13 +59,17 @@ class Difference:
 class Row:
     """One arm: its runs, and its gap to the dense runs of its size and budget.
 
-    tokens: seen in training, repeated ones each time. flops_ratio: over the dense runs' FLOPs. se: of the
-    mean loss over seeds. gap is None for the dense runs, and where no seed is shared with them.
+    diverged: its runs that ended without a loss; reference_runs, reference_diverged: how many dense runs
+    ended, and without a loss. tokens: seen in training, repeated ones each time. flops_ratio: over the dense
+    runs' FLOPs. se: of the mean loss over seeds. gap is None for the dense runs, and where no seed is shared
+    with them.
     """
 
     place: Place
     seeds: tuple[int, ...]
     diverged: int
+    reference_runs: int
+    reference_diverged: int
     tokens: float
     flops: float
     flops_ratio: float
@@ -77,21 +81,29 @@ class Row:
     @property
     def verdict(self) -> str:
         """What the interval says, in words; empty where it does not exclude zero."""
-        if self.gap is None or not self.gap.settled:
+        if self.gap is None:
             return ""
-        word = "worse than dense" if self.gap.mean > 0 else "better than dense"
-        return word if _survives(self.gap) else f"{word}, not after correction"
+        mine = _Side("better than dense", "", len(self.seeds) + self.diverged, self.diverged)
+        dense = _Side("worse than dense", "dense", self.reference_runs, self.reference_diverged)
+        return _verdict(self.gap, mine, dense)
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The difference of two treatments of one structure; flops_ratio is the first one's over the second's."""
+    """The difference of two treatments of one structure; flops_ratio is the first one's over the second's.
+
+    first_runs, second_runs: those that ended; first_diverged, second_diverged: of these, without a loss.
+    """
 
     place: Place
     first: str
     second: str
     flops_ratio: float
     difference: Difference
+    first_runs: int
+    first_diverged: int
+    second_runs: int
+    second_diverged: int
 
     @property
     def words(self) -> str:
@@ -101,10 +113,10 @@ class Contrast:
     @property
     def verdict(self) -> str:
         """Which of the two is better, where the interval excludes zero."""
-        if not self.difference.settled:
-            return ""
-        better = (self.first if self.difference.mean < 0 else self.second) or "unguided"
-        return f"{better} is better" + ("" if _survives(self.difference) else ", not after correction")
+        names = [name or "unguided" for name in (self.first, self.second)]
+        first = _Side(f"{names[0]} is better", names[0], self.first_runs, self.first_diverged)
+        second = _Side(f"{names[1]} is better", names[1], self.second_runs, self.second_diverged)
+        return _verdict(self.difference, first, second)
 
 
 @dataclass(frozen=True)
@@ -156,8 +168,8 @@ def gaps(runs: Runs, name: str) -> Gaps:
     notes = _notes([r for r, place in placed if place is None], unknown, arms, lost)
     losses = {place: _by_seed(rows, place, name) for place, rows in arms.items()}
     ordered = _ordered(arms)
-    rows = [_row(place, arms, losses, lost.get(place, 0)) for place in ordered]
-    contrasts = [c for place in ordered for c in _contrasts(place, arms, losses)]
+    rows = [_row(place, arms, losses, lost) for place in ordered]
+    contrasts = [c for place in ordered for c in _contrasts(place, arms, losses, lost)]
     return Gaps(
         name,
         tuple(replace(row, gap=gap) for row, gap in zip(rows, holm([r.gap for r in rows]), strict=True)),
@@ -200,8 +212,33 @@ def holm(differences: Sequence[Difference | None]) -> list[Difference | None]:
     return corrected
 
 
-def _survives(difference: Difference) -> bool:
-    return difference.holm is not None and difference.holm < LEVEL
+class _Side(NamedTuple):
+    """One of two arms that are compared."""
+
+    better: str
+    """The verdict where this arm has the lower loss."""
+    name: str
+    runs: int
+    diverged: int
+
+    @property
+    def lost(self) -> str:
+        return f"{self.diverged} of {self.runs} diverged" + (f" ({self.name})" if self.name else "")
+
+
+def _verdict(difference: Difference, first: _Side, second: _Side) -> str:
+    """Which arm is better, in words; nothing is judged where those that diverged flatter the one that seems so.
+
+    A run that diverges would have had a high loss, so what an arm's other runs show is too good.
+    """
+    better, worse = (first, second) if difference.mean < 0 else (second, first)
+    if better.diverged:
+        return f"not judged: {better.lost}"
+    if not difference.settled:
+        return ""
+    survives = difference.holm is not None and difference.holm < LEVEL
+    doubts = ["not after correction"] * (not survives) + [f"though {worse.lost}"] * (worse.diverged > 0)
+    return ", ".join([better.better, *doubts])
 
 
 def _by_seed(rows: Sequence[Mapping[str, Any]], place: Place, name: str) -> dict[int, float]:
@@ -240,7 +277,7 @@ def _row(
     place: Place,
     arms: Mapping[Place, Sequence[Mapping[str, Any]]],
     losses: Mapping[Place, Losses],
-    diverged: int,
+    lost: Mapping[Place, int],
 ) -> Row:
     mine = losses[place]
     values = np.array([mine[seed] for seed in sorted(mine)])
@@ -249,7 +286,9 @@ def _row(
     return Row(
         place=place,
         seeds=tuple(sorted(mine)),
-        diverged=diverged,
+        diverged=lost.get(place, 0),
+        reference_runs=len(arms[dense]) + lost.get(dense, 0),
+        reference_diverged=lost.get(dense, 0),
         tokens=tokens,
         flops=flops,
         flops_ratio=flops / _mean(arms[dense], "train_flops"),
@@ -269,7 +308,10 @@ def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def _contrasts(
-    place: Place, arms: Mapping[Place, Sequence[Mapping[str, Any]]], losses: Mapping[Place, Losses]
+    place: Place,
+    arms: Mapping[Place, Sequence[Mapping[str, Any]]],
+    losses: Mapping[Place, Losses],
+    lost: Mapping[Place, int],
 ) -> list[Contrast]:
     """Guided against unguided on the same tokens, and against unguided on more tokens at equal FLOPs."""
     if place.treatment in (PLAIN, MORE_TOKENS):
@@ -285,7 +327,8 @@ def _contrasts(
         difference = paired(losses[place], losses.get(other, {}))
         if difference is not None:
             ratio = _mean(arms[place], "train_flops") / _mean(arms[other], "train_flops")
-            found.append(Contrast(place, place.treatment, treatment, ratio, difference))
+            counts = [n for p in (place, other) for n in (len(arms[p]) + lost.get(p, 0), lost.get(p, 0))]
+            found.append(Contrast(place, place.treatment, treatment, ratio, difference, *counts))
     return found
 
 

@@ -21,9 +21,9 @@ CONTRAST_HEADER = (
     "verdict",
 )  # fmt: skip
 CSV_HEADER = (
-    "size", "budget_tokens", "structure", "treatment", "reference", "seeds", "diverged", "tokens",
-    "train_flops", "flops_over_dense", "val_loss", "val_loss_se", "pairs", "gap", "gap_se", "gap_low",
-    "gap_high", "p_value", "p_holm", "verdict",
+    "size", "budget_tokens", "structure", "treatment", "reference", "seeds", "diverged",
+    "reference_diverged", "tokens", "train_flops", "flops_over_dense", "val_loss", "val_loss_se", "pairs",
+    "gap", "gap_se", "gap_low", "gap_high", "p_value", "p_holm", "verdict",
 )  # fmt: skip
 
 
@@ -51,7 +51,13 @@ def contrast_rows(result: Gaps) -> list[list[str]]:
     for contrast in result.contrasts:
         d = contrast.difference
         p = "-" if d.p_value is None else probability(d.p_value).removeprefix("= ")
-        cells = [contrast.place.size or "-", contrast.place.structure, contrast.words, str(d.pairs)]
+        pairs = str(d.pairs)
+        if contrast.first_diverged or contrast.second_diverged:
+            pairs += (
+                f" ({contrast.first_diverged} of {contrast.first_runs}, "
+                f"{contrast.second_diverged} of {contrast.second_runs} diverged)"
+            )
+        cells = [contrast.place.size or "-", contrast.place.structure, contrast.words, pairs]
         cells += [f"{contrast.flops_ratio:.3f}", *_difference_cells(d), p, _holm(d)]
         rows.append([*cells, contrast.verdict or _why_none(d)])
     return rows
@@ -87,6 +93,11 @@ def method(result: Gaps) -> str:
         "stands only where the interval excludes 0; p-values are two-sided, and corrected by Holm within "
         "each table. Tokens are those seen, repeated ones each time."
     )
+    if any(row.diverged for row in result.rows):
+        text += (
+            " A run that diverged has no loss, so differences are of the others; where the arm that seems "
+            "better lost runs so, nothing is judged."
+        )
     few = sorted(n for n in pairs if 1 < n < 5)
     if few:
         n = few[0]
@@ -134,7 +145,10 @@ def to_csv(result: Gaps) -> str:
         ]  # fmt: skip
         labels = [place.size, place.budget, place.structure, place.treatment, place.reference]
         writer.writerow(
-            [*labels, "+".join(map(str, row.seeds)), row.diverged, *map(_cell, numbers), row.verdict]
+            [
+                *labels, "+".join(map(str, row.seeds)), row.diverged, row.reference_diverged,
+                *map(_cell, numbers), row.verdict,
+            ]  # fmt: skip
         )
     return out.getvalue()
 

@@ -29,7 +29,7 @@ from sweeps.lease import STALE_SECONDS
 from sweeps.ledger import MAX_ATTEMPTS, Ledger
 from sweeps.local import LocalQueue
 from sweeps.mirrored import default_uri
-from sweeps.session import Session, read_session
+from sweeps.session import FAIR_SECONDS, Session, read_session
 from sweeps.submission import (
     LOGS,
     SESSION,
@@ -93,7 +93,12 @@ def begin(share: Share) -> Diary:
     before, progress = read_diary(share.diary), share.progress()
     idle = before.idle + 1 if before.starts and progress <= before.progress else 0
     diary = Diary(
-        before.starts + 1, idle, progress, slurm.this_job(os.environ), socket.gethostname(), None, None
+        starts=before.starts + 1,
+        idle=idle,
+        progress=progress,
+        job=slurm.this_job(os.environ),
+        host=socket.gethostname(),
+        started=time.time(),
     )
     write_diary(share.diary, diary)
     return diary
@@ -169,12 +174,15 @@ def share_session(share: Share, diary: Diary) -> Session:
     mine = set(share.run_ids)
     end = slurm.end_time(diary.job) if diary.job is not None else None
     end = end or time.time() + share.submission.arrays[share.array].minutes * 60
+    deadline = end - share.submission.settings.notice
     return replace(
         whole,
         # Its own name: what a dead start left behind is taken over, not waited for.
         session=f"{whole.session}.{share.array}-{share.index}.{diary.starts}",
         runs=[pair for pair in whole.runs if pair[0] in mine],
-        deadline=end - share.submission.settings.notice,
+        deadline=deadline,
+        # However short jobs are, a fresh one begins something.
+        fair_seconds=min(FAIR_SECONDS, (deadline - time.time()) / 2),
     )
 
 

@@ -32,7 +32,7 @@ class Resolver:
 
     def __init__(self) -> None:
         self._parts: dict[tuple[str, ...], Any] = {}
-        self._tokens: dict[tuple[str, Any, int, int], int] = {}
+        self._tokens: dict[tuple[str, Any, int, int, int], int] = {}
         self._seedless: dict[tuple[str, ...], RunConfig] = {}
 
     def config(self, partial: Partial, name: Callable[[], str]) -> RunConfig:
@@ -84,7 +84,8 @@ class Resolver:
         if budget is None and "tokens" in base:
             values["tokens"] = base["tokens"]
         else:
-            values["tokens"] = self._budgeted(budget, base.get("tokens"), model, values["optim"])
+            guide = values.get("guide", _NO_GUIDE)
+            values["tokens"] = self._budgeted(budget, base.get("tokens"), model, values["optim"], guide)
         return RunConfig.model_validate(values)
 
     def _part(self, part: str, name: str, base: Any, given: Any) -> Any:
@@ -109,12 +110,15 @@ class Resolver:
         found: ModelConfig = self._parts[key]
         return found
 
-    def _budgeted(self, budget: Any, tokens: Any, model: ModelConfig, optim: OptimConfig) -> int:
-        key = (repr(budget), tokens, id(model), optim.batch_tokens)
+    def _budgeted(
+        self, budget: Any, tokens: Any, model: ModelConfig, optim: OptimConfig, guide: GuideConfig
+    ) -> int:
+        key = (repr(budget), tokens, id(model), optim.batch_tokens, id(guide))
         if key not in self._tokens:
             chosen = complete_budget(budget, tokens)
-            self._tokens[key] = chosen.tokens_for(model, optim.batch_tokens)
+            self._tokens[key] = chosen.tokens_for(model, optim.batch_tokens, guide)
         return self._tokens[key]
 
 
 _DEFAULT_DATA = DataConfig()
+_NO_GUIDE = GuideConfig()

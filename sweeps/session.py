@@ -20,7 +20,7 @@ from trainer.config import RunConfig
 from trainer.rundir import io_errors, write_atomic
 
 FAIR_SECONDS = 300.0
-"""So much time is worth beginning a run for, even one that has to be interrupted and resumed."""
+"""So much time is worth beginning a run for, even one that will be interrupted and resumed."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,15 @@ class Session:
     deadline: float | None = None
     """Time (epoch) after which no run is begun that would not end before it; None: no such time."""
 
+    fair_seconds: float = FAIR_SECONDS
+    """So much time before the deadline is worth beginning any run for."""
+
     def fits(self, run_id: str) -> bool:
         """Whether a run may be begun now: it ends before the deadline, or has a fair part of its time."""
         if self.deadline is None:
             return True
         left = self.deadline - time.time()
-        return left > min(self.seconds.get(run_id, 0.0), FAIR_SECONDS)
+        return left > min(self.seconds.get(run_id, 0.0), self.fair_seconds)
 
     def config(self, run_id: str) -> RunConfig:
         """The configuration of a run."""

@@ -217,6 +217,12 @@ def requeue(job_id: str, attempts: int = 4, pause: float = 2.0) -> str | None:
     return problem
 
 
+def release(job_ids: Sequence[str]) -> None:
+    """Let jobs that Slurm holds back be scheduled again."""
+    for job_id in job_ids:
+        command(["scontrol", "release", job_id])
+
+
 def cancel_pending(job_ids: Sequence[str]) -> None:
     """Drop jobs that have not begun."""
     for start in range(0, len(job_ids), 200):

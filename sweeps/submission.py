@@ -188,8 +188,10 @@ class Diary:
     """How the last start ended (see sweeps.job); None: it runs, or it died without a word."""
     message: str | None = None
     """Why, for people."""
+    started: float = 0.0
+    """When the last start began (epoch)."""
     updated: float = 0.0
-    """When (epoch)."""
+    """When this was written (epoch)."""
 
 
 def read_diary(path: Path) -> Diary:

@@ -30,6 +30,8 @@ from trainer.commandline import duration
 from trainer.execution import processor_name
 
 KNOWN_RESULTS = 200
+LAUNCH_FAILED = "launch failed requeued held"
+"""Slurm's reason for a job that it could not start, and does not try again by itself."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def submit(
     if queued.problem is not None:
         raise SweepError(f"the queue cannot be read, and nothing is queued twice: {queued.problem}")
     covered = queued.covered
+    _release(queued, dry_run)
     todo = sorted((run for run in plan.open if run.id not in covered), key=lambda run: -run.seconds)
     if not todo:
         return Ending(EXIT_DONE, _nothing(plan, queued))
@@ -192,6 +195,14 @@ def _said(submission: Submission, record: Record, runs: int, source: Source, sec
         f"stop:   python -m sweeps cancel {argument}   (the same command as now goes on)",
     ]
     return "\n".join(lines)
+
+
+def _release(queued: Queued, dry_run: bool) -> None:
+    """Free jobs that Slurm holds because a node could not start them; those that people hold stay held."""
+    held = [job.job_id for job in queued.live if job.job_id is not None and LAUNCH_FAILED in job.reason]
+    if held and not dry_run:
+        slurm.release(held)
+        print(f"released {plural(len(held), 'job')} that Slurm held after a node failed to start them")
 
 
 def _nothing(plan: Plan, queued: Queued) -> str:

@@ -173,6 +173,72 @@ def test_diverged_runs_are_counted_in_their_arm(tmp_path: Path) -> None:
         assert "cannot be told: unk" in found.notes[1]
 
 
+def lost(size: str, treatment: str | None, *seeds: int) -> tuple[Any, ...]:
+    return tuple(
+        arm(size, treatment, seed, 9.0) | {"run_id": f"lost-{treatment}-{seed}", "state": "diverged"}
+        for seed in seeds
+    )
+
+
+def without(rows: list[Any], gone: tuple[Any, ...]) -> list[Any]:
+    named = [tuple(row[k] for k in ("size", "guide_mode", "tokens", "structure", "seed")) for row in gone]
+    keys = ("size", "guide_mode", "tokens", "structure", "seed")
+    return [row for row in rows if tuple(row[k] for k in keys) not in named]
+
+
+def better_than_dense(seeds: int = 5) -> list[Any]:
+    """Guidance, fixed steps, is better than dense, and unguided worse, in every seed."""
+    planted_gaps = {None: 0.0, PLAIN: 0.05, FIXED_STEPS: -0.05}
+    return [
+        arm("s", t, seed, 3.0 + seed / 10 + gap + 0.001 * (seed % 3) * (gap > 0) - 0.002 * (seed % 2) * (gap < 0))
+        for t, gap in planted_gaps.items()
+        for seed in range(1, seeds + 1)
+    ]
+
+
+def test_an_arm_that_lost_runs_is_not_called_better() -> None:
+    gone = lost("s", FIXED_STEPS, 2, 5)
+    whole, found = gaps(table(better_than_dense()), "x"), None
+    assert row_of(whole, "s", FIXED_STEPS).verdict == "better than dense"
+    assert [c.verdict for c in whole.contrasts] == [f"{FIXED_STEPS} is better"]
+    found = gaps(table(without(better_than_dense(), gone), lost=gone, diverged=("lost",)), "x")
+    row = row_of(found, "s", FIXED_STEPS)
+    assert (row.diverged, row.reference_diverged, row.reference_runs) == (2, 0, 5)
+    assert row.gap is not None and row.gap.settled and row.gap.mean < 0
+    assert row.verdict == "not judged: 2 of 5 diverged"
+    (contrast,) = found.contrasts
+    assert contrast.difference.settled
+    assert contrast.verdict == f"not judged: 2 of 5 diverged ({FIXED_STEPS})"
+    text = markdown(found)
+    assert "better than dense" not in text and "is better" not in text
+    assert "| 3 (2 of 5, 0 of 5 diverged) |" in text and "nothing is judged" in text
+    assert "nothing is judged" not in markdown(whole)
+    (line,) = (r for r in csv.DictReader(io.StringIO(to_csv(found))) if r["treatment"] == FIXED_STEPS)
+    assert (line["diverged"], line["reference_diverged"], line["verdict"]) == ("2", "0", row.verdict)
+    (body,) = json.loads(to_json(found))["contrasts"]
+    assert [body[f"{which}_{what}"] for which in ("first", "second") for what in ("runs", "diverged")] == [
+        5, 2, 5, 0,
+    ]  # fmt: skip
+
+
+def test_an_arm_that_lost_runs_can_be_called_worse() -> None:
+    gone = lost("s", PLAIN, 4)
+    found = gaps(table(without(better_than_dense(), gone), lost=gone), "x")
+    assert row_of(found, "s", PLAIN).verdict == "worse than dense, though 1 of 5 diverged"
+    assert row_of(found, "s", FIXED_STEPS).verdict == "better than dense"
+    (contrast,) = found.contrasts
+    assert contrast.verdict == f"{FIXED_STEPS} is better, though 1 of 5 diverged (unguided)"
+
+
+def test_dense_runs_that_diverged_count_in_every_row() -> None:
+    gone = lost("s", None, 1)
+    found = gaps(table(without(better_than_dense(), gone), lost=gone), "x")
+    assert row_of(found, "s", PLAIN).verdict == "not judged: 1 of 5 diverged (dense)"
+    assert row_of(found, "s", FIXED_STEPS).verdict == "better than dense, though 1 of 5 diverged (dense)"
+    assert {row["reference_diverged"] for row in csv.DictReader(io.StringIO(to_csv(found)))} == {"1"}
+    assert [c.verdict for c in found.contrasts] == [f"{FIXED_STEPS} is better"]
+
+
 def test_wide_networks_are_held_against_the_usual_dense_one_and_rates_against_their_own() -> None:
     rows = [arm("s", None, 1, 3.0) | {"structure": "dense, n_kv_heads=2"}]
     rows.append(arm("s", None, 1, 3.1) | {"structure": "dense, n_kv_heads=1", "d_ff": 288})

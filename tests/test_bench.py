@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.bench.ffn import Group, contestant
 from trainer.bench.table import merge_rows, read_rows
 from trainer.bench.timing import interleaved, out_of_memory
 from trainer.errors import TrainerError
+from trainer.flops import flops_per_step, flops_per_token
+from trainer.presets import resolve
 
 CPU = torch.device("cpu")
 
@@ -64,7 +67,9 @@ def test_a_file_that_is_no_bench_table_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "a,b\n1,2\n"
 
 
-@pytest.mark.parametrize("structure", ["dense", "lowrank-32", "blockdense-63", "blockshuffle-32"])
+@pytest.mark.parametrize(
+    "structure", ["dense", "lowrank-32", "blockdense-63", "blockshuffle-32", "monarch-32", "sltrain-32"]
+)
 def test_what_is_timed_is_a_whole_ffn_with_all_its_gradients(structure: str) -> None:
     made = contestant(Group(64, 32, "fp32", False), structure, CPU)
     hooks = {name: 0 for name, _ in made.ffn.named_parameters()}
@@ -74,8 +79,9 @@ def test_what_is_timed_is_a_whole_ffn_with_all_its_gradients(structure: str) -> 
         )
     made.train()
     assert set(hooks.values()) == {1}
-    matrices = sum(p.numel() for p in made.ffn.parameters() if p.ndim > 1)
-    assert made.weights == matrices
+    with FlopCounterMode(display=False) as counter:
+        made.forward()
+    assert made.flops == counter.get_total_flops()
     assert any(p.ndim == 1 for p in made.ffn.parameters()), "no bias"
 
 
@@ -109,7 +115,7 @@ def test_ffn_command_writes_rows_and_tells_widths_that_do_not_divide(tmp_path: P
 
 def test_train_command_measures_a_preset_with_fewer_sequences(tmp_path: Path) -> None:
     ran = bench(
-        "train", "--preset", "cpu-2xs", "--structures", "dense,lowrank-32", "--precisions", "fp32",
+        "train", "--preset", "cpu-2xs", "--structures", "dense, sltrain-32", "--precisions", " fp32",
         "--batch", "2", "--steps", "1", "--warmup", "1", "--repeats", "1", "--json",
         "--results", str(tmp_path),
     )  # fmt: skip
@@ -117,9 +123,14 @@ def test_train_command_measures_a_preset_with_fewer_sequences(tmp_path: Path) ->
     rows = json.loads(ran.stdout)
     assert [(row["size"], row["structure"]) for row in rows] == [
         ("cpu-2xs", "dense"),
-        ("cpu-2xs", "lowrank-32"),
+        ("cpu-2xs", "sltrain-32"),
     ]
     assert {row["batch_tokens"] for row in rows} == {256}
+    for row in rows:
+        model = resolve({"preset": "cpu-2xs", "structure": row["structure"]}, "t").model
+        flops = flops_per_step(model, 256)
+        assert row["flops_per_second"] == pytest.approx(flops * row["tokens_per_second"] / 256)
+    assert flops > 256 * flops_per_token(model)
     assert len(read_rows(tmp_path / "tables" / "bench" / "train.csv")) == 2
 
 

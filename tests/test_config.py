@@ -81,6 +81,58 @@ def test_train_flops_budget_is_met_from_below() -> None:
     assert 0 <= 1e9 - train_flops(config) < 64 * train_flops(config) / config.tokens
 
 
+COSTS: list[dict[str, Any]] = [
+    {"guide": {"mode": "fixed_steps"}},
+    {"guide": {"mode": "fixed_steps", "stochastic": False, "fraction": 0.3}},
+    {"guide": {"mode": "fixed_flops"}},
+    {"guide": {"mode": "fixed_flops", "stochastic": False}},
+    {"guide": {"mode": "fixed_flops", "fraction": 0.25}},
+    {"structure": "sltrain-63"},
+    {"structure": "sltrain-63", "guide": {"mode": "fixed_steps"}},
+    {},
+]
+
+
+def without_tokens(change: dict[str, Any]) -> dict[str, Any]:
+    return merge({"structure": "lowrank-32", **{k: v for k, v in TINY.items() if k != "tokens"}}, change)
+
+
+@pytest.mark.parametrize("change", COSTS, ids=str)
+def test_a_budget_of_flops_counts_all_that_the_run_spends(change: dict[str, Any]) -> None:
+    """It is kept to, and one step more would pass it."""
+    for budget in (3e9, 3.1e9, 123_456_789_012.0):
+        config = resolve({**without_tokens(change), "budget": {"train_flops": budget}}, "t")
+        longer = resolve({**without_tokens(change), "tokens": config.tokens + 64}, "t")
+        assert train_flops(config) <= budget < train_flops(longer)
+
+
+@pytest.mark.parametrize("change", [c for c in COSTS if "fixed_flops" not in str(c)], ids=str)
+def test_a_run_equal_in_flops_spends_the_dense_runs_guide_included(change: dict[str, Any]) -> None:
+    dense = resolve({**without_tokens({"structure": "dense"}), "tokens": 64 * 100}, "t")
+    budget = {"tokens": 64 * 100, "equal": "flops"}
+    config = resolve({**without_tokens(change), "budget": budget}, "t")
+    longer = resolve({**without_tokens(change), "tokens": config.tokens + 64}, "t")
+    assert train_flops(config) <= train_flops(dense) < train_flops(longer)
+
+
+def test_a_budget_too_small_for_a_guided_run_is_refused_in_one_line() -> None:
+    guided = without_tokens({"guide": {"mode": "fixed_steps"}})
+    one_step = train_flops(resolve({**without_tokens({}), "tokens": 64}, "t"))
+    for flops, said in ((one_step / 2, "less than one batch"), (one_step, "less than one step")):
+        with pytest.raises(ConfigError, match=said):
+            resolve({**guided, "budget": {"train_flops": flops}}, "t")
+    with pytest.raises(ConfigError, match=r"guide\.mode"):
+        resolve({**guided, "guide": {"mode": "x"}, "budget": {"train_flops": 1e9}}, "t")
+
+
+@pytest.mark.parametrize("fraction", [None, 0.2])
+def test_equal_flops_and_fixed_flops_contradict_each_other(fraction: float | None) -> None:
+    change = {"guide": {"mode": "fixed_flops", "fraction": fraction}, "budget": {"equal": "flops"}}
+    with pytest.raises(ConfigError, match=r'^run\.toml: budget\.equal = "flops" with guide\.mode') as error:
+        resolve(without_tokens(change), "run.toml")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.flops import describe, flops_per_token, model_counts
+from trainer.distributed import World
+from trainer.execution import Execution
+from trainer.flops import describe, flops_per_token, model_counts, spent_flops
 from trainer.models.transformer import Transformer
 from trainer.presets import resolve
+from trainer.step import TrainStep
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 
@@ -96,7 +99,9 @@ SHAPES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("structure", ["dense", "lowrank-63", "blockdense-32", "blockshuffle-32"])
+@pytest.mark.parametrize(
+    "structure", ["dense", "lowrank-63", "blockdense-32", "blockshuffle-32", "sltrain-32"]
+)
 def test_counts_equal_those_of_the_network(shape: dict[str, Any], structure: str) -> None:
     base = {"d_model": 64, "n_layers": 3, "n_heads": 4, "seq_len": 32, "vocab_size": 97}
     config = resolve(
@@ -114,11 +119,32 @@ def test_counts_equal_those_of_the_network(shape: dict[str, Any], structure: str
     tokens = torch.zeros((2, 32), dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         loss = network(tokens, tokens).mean()
-    assert counter.get_total_flops() == 64 * counts.forward
+    assert counter.get_total_flops() == 64 * counts.forward + counts.forward_pass
     with FlopCounterMode(display=False) as counter:
         loss.backward()
-    assert counter.get_total_flops() == 2 * 64 * counts.forward
+    assert counter.get_total_flops() == 2 * (64 * counts.forward + counts.forward_pass)
     assert flops_per_token(config.model) == 3 * counts.forward
+    assert (counts.forward_pass > 0) == (structure == "sltrain-32")
+
+
+@pytest.mark.parametrize("guide", [{}, {"mode": "fixed_steps", "stochastic": False}], ids=str)
+@pytest.mark.parametrize("structure", ["lowrank-32", "monarch-32", "sltrain-32"])
+def test_a_training_step_spends_what_is_counted(structure: str, guide: dict[str, Any]) -> None:
+    config = resolve(
+        {
+            "model": {"d_model": 32, "n_layers": 2, "n_heads": 2, "seq_len": 16, "vocab_size": 64},
+            "structure": structure,
+            "guide": guide,
+            "tokens": 640,
+            "optim": {"peak_lr": 1e-3, "batch_tokens": 64},
+        },
+        "test",
+    )
+    step = TrainStep(config, Execution(device="cpu", attention="matmul"), torch.device("cpu"), World())
+    tokens = torch.zeros((4, 16), dtype=torch.long).numpy()
+    with FlopCounterMode(display=False) as counter:
+        step(0, tokens, tokens)
+    assert counter.get_total_flops() == spent_flops(config, 1)
 
 
 def test_conventions_are_ordered_as_their_definitions_say() -> None:

@@ -181,6 +181,24 @@ def test_ids_without_text_and_unfinished_runs(
     assert out.startswith("--- 1\n3 17 5 ")
 
 
+def test_without_a_prompt_as_many_windows_as_there_are_will_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The least held-out part that a run can be measured on: two windows, where three prompts are usual."""
+    ids = np.random.default_rng(1).integers(0, 32, size=4000, dtype=np.uint16)
+    ids.tofile(tmp_path / "train.bin")
+    ids[:65].tofile(tmp_path / "heldout.bin")
+    corpus = {
+        "kind": "tokens", "paths": [str(tmp_path / "train.bin")],
+        "validation": [str(tmp_path / "heldout.bin")], "vocab_size": 32,
+    }  # fmt: skip
+    run = trained(tmp_path, {"corpus": corpus}, steps=3)
+    options = ("--results", str(tmp_path), "--threads", "1", "--tokens", "2", "--premerge", "never", "--json")
+    assert command(monkeypatch, "generate", run, *options) == 0, capsys.readouterr().err
+    prompts = sorted(row["prompt_ids"] for row in json.loads(capsys.readouterr().out)["rows"])
+    assert prompts == sorted([ids[:16].tolist(), ids[32:48].tolist()])
+
+
 def test_mistakes_are_one_line(
     home: tuple[Path, str, str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     tmp_path: Path,

@@ -63,6 +63,24 @@ def test_the_papers_optimizer_has_one_rate(structure: str) -> None:
     assert learning_rate_scales(network(run)) == {}
 
 
+@pytest.mark.parametrize(
+    "structure",
+    ["dense", "lowrank-32", "blockdense-32", "blockshuffle-32", "monarch-32", "sltrain-32"],
+)
+def test_every_factor_decays_and_no_bias_or_gain_does(structure: str) -> None:
+    run = config(structure, model={"qk_norm": True})
+    made = network(run)
+    groups = build_optimizer(made, run.optim).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    names = {name for name, parameter in made.named_parameters() if id(parameter) in decayed}
+    every = {name for name, _ in made.named_parameters()}
+    assert names == {n for n in every if ".factors." in n or n == "embedding.weight"}
+    assert {name.rpartition(".")[2] for name in every - names} == {"bias", "weight", "q_gain", "k_gain"}
+    flat = {n for n, p in made.named_parameters() if n in names and p.ndim < 2}
+    # Only sltrain has factors of one axis: what the other families' runs decay is what they always did.
+    assert {name.rpartition(".")[2] for name in flat} == ({"entries"} if structure == "sltrain-32" else set())
+
+
 def test_factors_learn_by_their_own_fans() -> None:
     """By hand: d_model 64 over base 16, FFN 64 -> 256 -> 64 at rank 16."""
     scales = learning_rate_scales(network(config("lowrank-32", **MUP)))
@@ -147,7 +165,8 @@ STRUCTURES = ("dense", "lowrank-32", "blockdense-32", "blockshuffle-32", "monarc
 
 def test_mup_is_flat_in_width_where_the_papers_way_is_not() -> None:
     check = Check(structures=STRUCTURES, widths=(64, 128, 256), seeds=(1,), steps=2)
-    found = slopes(coordinate_check(check, 1, lambda what: None))
+    both = slopes(coordinate_check(check, 1, lambda what: None))
+    found = [slope for slope in both if slope.step == 2]
     mup = {(s.structure, s.tensor): s.slope for s in found if s.parametrization == "mup"}
     paper = {(s.structure, s.tensor): s.slope for s in found if s.parametrization == "paper"}
     assert len(mup) == len(paper) == len(STRUCTURES) * 7
@@ -155,8 +174,58 @@ def test_mup_is_flat_in_width_where_the_papers_way_is_not() -> None:
     assert all(abs(slope) < 0.4 for slope in mup.values()), {k: v for k, v in mup.items() if abs(v) >= 0.4}
     for structure in STRUCTURES:
         assert max(paper[structure, tensor] for tensor in ("attention", "residual", "logits")) > 0.5
-    text = report(found)
+    text = report(both)
     assert all(name in text for name in STRUCTURES)
+    # What mup intends with the first logits is said to be intended, and only that.
+    first = {(s.structure, s.parametrization) for s in both if s.by_design}
+    assert first == {(name, "mup") for name in STRUCTURES}
+    assert not any(s.by_design for s in both if s.tensor != "logits" or s.step)
+
+
+def power_rows(step: int, **powers: float) -> list[dict[str, Any]]:
+    """Measurements at one step that grow as these powers of the width."""
+    return [
+        {
+            "width": width, "structure": "monarch-32", "parametrization": "mup", "seed": 1, "step": step,
+            "tensor": tensor, "rms": width**power,
+        }
+        for tensor, power in powers.items()
+        for width in (64, 128, 256)
+    ]  # fmt: skip
+
+
+def test_the_report_names_what_is_not_flat_at_either_end() -> None:
+    rows = power_rows(0, ffn=0.37, logits=-0.5, residual=0.1)
+    rows += power_rows(1, ffn=0.9, logits=0.9) + power_rows(5, ffn=0.1, logits=0.0, residual=0.3)
+    text = report(slopes(rows))
+    (last, first) = (line for line in text.splitlines() if line.startswith("monarch-32"))
+    assert last.endswith("not flat: residual")
+    assert first.split(maxsplit=2)[2] == "ffn +0.37, logits -0.50 (by design)"
+    other = report(slopes(power_rows(0, logits=-1.0) + power_rows(5, logits=0.0)))
+    assert "logits -1.00" in other
+    assert "design" not in other
+    assert "step:\nnothing" in report(slopes(power_rows(0, ffn=0.0) + power_rows(5, ffn=0.0)))
+
+
+@pytest.mark.parametrize(("steps", "at"), [(1, 1), (4, 1)])
+def test_a_network_that_stopped_learning_is_told_and_not_measured(steps: int, at: int) -> None:
+    check = Check(("lowrank-32",), ("paper",), (64, 128), (1,), steps, peak_lr=5.0)
+    with pytest.raises(ConfigError, match="lower --peak-lr") as caught:
+        coordinate_check(check, 1, lambda what: None)
+    said = f"coordcheck: lowrank-32, paper, d_model = 64: diverged at step {at} "
+    assert str(caught.value).startswith(said), caught.value
+
+
+def test_widths_that_are_no_multiple_of_the_head_width_are_refused() -> None:
+    for widths in ("64,80", "16,64"):
+        with pytest.raises(ConfigError, match="is no multiple of the head width 32"):
+            check_from("dense", "paper", widths, 1, 1, 1e-3)
+
+
+def test_blanks_around_names_do_not_matter() -> None:
+    check = check_from("dense, lowrank-32 ", " paper, mup", "64, 128", 1, 1, 1e-3)
+    assert check == check_from("dense,lowrank-32", "paper,mup", "64,128", 1, 1, 1e-3)
+    assert check.structures == ("dense", "lowrank-32")
 
 
 @pytest.mark.parametrize(
@@ -173,5 +242,8 @@ def test_what_cannot_be_checked_is_refused(given: tuple[Any, ...], said: str) ->
 
 
 def test_a_structure_that_a_width_does_not_allow_is_told_before_measuring() -> None:
-    with pytest.raises(ConfigError, match="coordcheck: blockshuffle-32"):
-        coordinate_check(Check(("blockshuffle-32",), ("paper",), (64, 66), (1,)), 1, lambda what: None)
+    """Three blocks divide 96 and do not divide 128."""
+    begun: list[str] = []
+    with pytest.raises(ConfigError, match="coordcheck: blockshuffle-42, d_model = 128"):
+        coordinate_check(Check(("blockshuffle-42",), ("paper",), (96, 128), (1,)), 1, begun.append)
+    assert not begun

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.models.guide import Guide
 from trainer.models.structures import (
     Dense,
     Structure,
@@ -16,6 +17,9 @@ from trainer.models.structures import (
 from trainer.models.structures.blockdense import BlockDense
 from trainer.models.structures.blockshuffle import BlockShuffle
 from trainer.models.structures.lowrank import LowRank
+from trainer.models.structures.monarch import Monarch
+from trainer.models.structures.sltrain import SLTrain
+from trainer.models.transformer import StructuredLinear
 
 
 @st.composite
@@ -101,6 +105,14 @@ FAST = [
 ]
 
 
+EVERY = [
+    *FAST,
+    (Monarch(blocks_in=2, blocks_out=4, rank=3), 8, 12),
+    (SLTrain(rank=3, density=0.2), 8, 24),
+    (SLTrain(rank=3, density=0.2), 24, 8),
+]
+
+
 @pytest.mark.parametrize(("structure", "d_in", "d_out"), FAST, ids=str)
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_gradients_of_layer_pass_gradcheck(
@@ -158,20 +170,24 @@ def test_frozen_parts_get_no_gradient_and_the_others_keep_theirs(
         torch.testing.assert_close(grad, whole[at], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("structure", "d_in", "d_out"), FAST, ids=str)
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize(("structure", "d_in", "d_out"), EVERY, ids=str)
 def test_autocast_multiplies_in_bf16_and_keeps_fp32_gradients(
-    structure: Structure, d_in: int, d_out: int
+    structure: Structure, d_in: int, d_out: int, guided: bool
 ) -> None:
-    factors = {
-        k: v.detach().float().requires_grad_() for k, v in draw_factors(structure, d_in, d_out).items()
-    }
-    bias = torch.randn(d_out, requires_grad=True)
+    layer = StructuredLinear(structure, d_in, d_out, bias=True)
+    layer.reset(0.02, torch.Generator().manual_seed(0))
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    if guided:
+        guide = layer.guide = Guide(torch.randn(d_out, d_in))
+        guide.mix = 0.4
     x = torch.randn(2, 16, d_in, requires_grad=True)
-    leaves = [x, *factors.values(), bias]
-    want = structure.forward(x, factors, bias)
+    leaves = [x, *layer.parameters()]
+    want = layer(x)
     wanted = torch.autograd.grad(want.sum(), leaves)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = structure.forward(x, factors, bias)
+        got = layer(x)
     assert got.dtype == torch.bfloat16
     assert not torch.equal(got.float(), want)
     torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05 * want.abs().max().item())

@@ -159,6 +159,7 @@ def test_the_papers_experiments_spend_what_they_say(scale: str) -> None:
             {},
             {"equal": "flops"},
             {"equal": "flops", "tokens_per_param": 3},
+            {"train_flops": 2e11},
             {"count": "non_embedding"},
         ]
     ),
@@ -182,6 +183,28 @@ def test_the_quick_way_equals_resolve(**given_values: Any) -> None:
             got = resolver.config(partial, lambda: "x")
             assert got == wanted
             assert got.canonical_json() == wanted.canonical_json()
+
+
+@pytest.mark.parametrize("budget", [{"train_flops": 2e11}, {"equal": "flops"}], ids=str)
+def test_the_quick_way_counts_the_guide_in_a_budget_of_flops(budget: dict[str, Any]) -> None:
+    """One resolver, the same budget: each point gets the tokens of its own guidance."""
+    modes: list[dict[str, Any]] = [
+        {"mode": "none"}, {"mode": "fixed_steps"}, {"mode": "fixed_steps", "stochastic": False},
+    ]  # fmt: skip
+    if "train_flops" in budget:
+        modes.append({"mode": "fixed_flops"})
+    resolver = Resolver()
+    base = {"preset": "cpu-xs", "structure": "lowrank-32", "budget": budget}
+    points = [{**base, "guide": mode} for mode in modes]
+    got = [resolver._assembled(point) for point in points]
+    assert got == [resolve(point, "x") for point in points]
+    assert len({config.tokens for config in got if config is not None}) == len(modes)
+
+
+def test_equal_flops_with_fixed_flops_is_refused_with_the_points_name() -> None:
+    text = BASE + 'structure = "lowrank-32"\n[base.guide]\nmode = "fixed_flops"\n[budget]\nequal = "flops"\n'
+    with pytest.raises(ConfigError, match=r'^try\.toml.*: budget\.equal = "flops" with guide\.mode'):
+        runs(text)
 
 
 def test_ids_are_those_of_the_configurations() -> None:

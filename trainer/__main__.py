@@ -164,7 +164,8 @@ def coordcheck(
 
     check = check_from(structures, parametrizations, widths, seeds, steps, peak_lr)
     path, found = run_check(check, threads, results)
-    print(json.dumps([vars(slope) | {"flat": slope.flat} for slope in found]) if as_json else report(found))
+    rows = [vars(slope) | {"flat": slope.flat, "by_design": slope.by_design} for slope in found]
+    print(json.dumps(rows) if as_json else report(found))
     print(path, file=sys.stderr)
 
 

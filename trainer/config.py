@@ -48,7 +48,8 @@ class OptimConfig(Frozen):
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay, multiplied by the learning rate."""
     decay: Literal["all", "matrices"] = "matrices"
-    """Which parameters decay: all of them (as the papers' code does), or those with two or more axes."""
+    """Which parameters decay: all of them (as the papers' code does), or those with two or more axes and the
+    factors of structures."""
     clip: float = Field(default=1.0, gt=0)
     """Largest global gradient norm."""
     schedule: Literal["cosine", "wsd"] = "cosine"
@@ -90,7 +91,21 @@ class GuideConfig(Frozen):
             return ""
         return self.mode if self.stochastic else f"{self.mode} static"
 
-    def resolved(self, model: ModelConfig, base_steps: int) -> GuideConfig:
+    def steps_for(self, model: ModelConfig, base_steps: int, batch_tokens: int) -> int:
+        """Guided steps of a run of `base_steps` steps without repetition; what cannot be is not refused."""
+        if self.mode == "none":
+            return 0
+        if self.fraction is not None:
+            return math.floor(self.fraction * base_steps)
+        if self.mode == "fixed_flops":
+            return max(0, matching_guided_steps(model, base_steps, batch_tokens, self.stochastic))
+        return math.floor(DEFAULT_FRACTION * base_steps)
+
+    def total_steps(self, base_steps: int, guided_steps: int) -> int:
+        """Optimizer steps of a run, with the guided ones that fixed_flops repeats."""
+        return base_steps + (guided_steps if self.mode == "fixed_flops" else 0)
+
+    def resolved(self, model: ModelConfig, base_steps: int, batch_tokens: int) -> GuideConfig:
         """The same with `steps` filled in.  Raises ValueError where that cannot be."""
         if self.mode == "none":
             if self.fraction is not None or self.steps:
@@ -100,12 +115,18 @@ class GuideConfig(Frozen):
             return GuideConfig(steps=0)
         if not guided_maps(model):
             raise ValueError(f"mode = {self.mode!r}, but no FFN is structured: there is nothing to guide")
-        if self.fraction is not None:
-            steps = math.floor(self.fraction * base_steps)
-        elif self.mode == "fixed_flops":
-            steps = matching_guided_steps(model, base_steps, self.stochastic)
-        else:
-            steps = math.floor(DEFAULT_FRACTION * base_steps)
+        steps = self.steps_for(model, base_steps, batch_tokens)
+        if self.fraction is None and self.mode == "fixed_flops":
+            if steps < 1:
+                raise ValueError(
+                    "mode fixed_flops: the run costs as much as its dense counterpart already; no step can "
+                    "be guided"
+                )
+            if steps > base_steps:
+                raise ValueError(
+                    f"mode fixed_flops: reaching the dense counterpart's FLOPs needs {steps} guided steps, "
+                    f"more than the run's {base_steps}; give guide.fraction (at most 1)"
+                )
         if steps < 1:
             raise ValueError(f"fraction of {base_steps} steps is less than one step; take a larger one")
         if self.steps not in (None, steps):
@@ -173,7 +194,7 @@ class RunConfig(Frozen):
         model, optim, tokens = (info.data.get(name) for name in ("model", "optim", "tokens"))
         if model is None or optim is None or tokens is None:
             return guide
-        return guide.resolved(model, tokens // optim.batch_tokens)
+        return guide.resolved(model, tokens // optim.batch_tokens, optim.batch_tokens)
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Self:
@@ -197,7 +218,7 @@ class RunConfig(Frozen):
     @property
     def steps(self) -> int:
         """Optimizer steps."""
-        return self.base_steps + (self.guided_steps if self.guide.mode == "fixed_flops" else 0)
+        return self.guide.total_steps(self.base_steps, self.guided_steps)
 
     def data_step(self, step: int) -> int:
         """The step whose batch is read at `step`: behind the base steps, the guided ones come again."""

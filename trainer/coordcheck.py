@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.config import RunConfig
 from trainer.distributed import ALONE
+from trainer.errors import ConfigError
 from trainer.execution import Execution
 from trainer.models.transformer import Block, Transformer
 from trainer.presets import resolve
@@ -56,6 +58,14 @@ class Check:
     head_dim: int = 32
     """Width of a head, the same for all networks."""
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a width is no whole number of heads."""
+        if odd := [width for width in self.widths if width % self.head_dim]:
+            raise ConfigError(
+                f"coordcheck: d_model = {odd[0]} is no multiple of the head width {self.head_dim}, which is "
+                f"the same for all networks; take {odd[0] // self.head_dim * self.head_dim + self.head_dim}"
+            )
+
     def config(self, structure: str, parametrization: str, width: int, seed: int) -> RunConfig:
         """The run behind one measurement; ConfigError where the shape cannot be."""
         mup = {"base_d_model": self.widths[0], "base_head_dim": self.head_dim}
@@ -65,7 +75,7 @@ class Check:
                 "model": {
                     "d_model": width,
                     "n_layers": self.n_layers,
-                    "n_heads": max(1, width // self.head_dim),
+                    "n_heads": width // self.head_dim,
                     "seq_len": length,
                     "vocab_size": 256,
                     "dense_first_ffn": False,
@@ -91,7 +101,11 @@ Row = dict[str, Any]
 def coordinate_check(check: Check, threads: int | None, tick: Callable[[str], None]) -> list[Row]:
     """Measure every network: a row for each width, structure, parametrization, seed, step and tensor.
 
-    Before anything is measured, ConfigError where one of the shapes cannot be.  `tick` is told what is next.
+    `tick` is told what is next.
+
+    Raises:
+        ConfigError: before anything is measured, one of the shapes cannot be; or a network diverged, so that
+            its later steps would say nothing.
     """
     cases = list(product(check.structures, check.parametrizations, check.widths, check.seeds))
     configs = [check.config(*case) for case in cases]
@@ -100,7 +114,8 @@ def coordinate_check(check: Check, threads: int | None, tick: Callable[[str], No
     rows = []
     for (structure, parametrization, width, seed), config in zip(cases, configs, strict=True):
         tick(f"{structure} {parametrization} d_model {width}")
-        for step, sizes in enumerate(_sizes(config, check.steps)):
+        name = f"coordcheck: {structure}, {parametrization}, d_model = {width}"
+        for step, sizes in enumerate(_sizes(config, check.steps, name)):
             for tensor, rms in sizes.items():
                 rows.append(
                     {
@@ -111,8 +126,8 @@ def coordinate_check(check: Check, threads: int | None, tick: Callable[[str], No
     return rows
 
 
-def _sizes(config: RunConfig, steps: int) -> Iterator[dict[str, float]]:
-    """RMS of every tensor before the first step and after each."""
+def _sizes(config: RunConfig, steps: int, name: str) -> Iterator[dict[str, float]]:
+    """RMS of every tensor before the first step and after each; ConfigError with `name` at a bad loss."""
     training = TrainStep(config, Execution(device="cpu"), torch.device("cpu"), ALONE)
     shape = (config.batch_sequences, config.model.seq_len + 1)
     tokens: NDArray[np.int64] = philox(config.seed, "coordcheck").integers(
@@ -123,6 +138,14 @@ def _sizes(config: RunConfig, steps: int) -> Iterator[dict[str, float]]:
     for step in range(steps + 1):
         with torch.no_grad(), _recorded(training.network) as seen:
             logits = training.network.logits(torch.from_numpy(inputs))
+            loss = functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten())
+        # A training step judges the weights that it finds; those that the last one leaves are judged here.
+        training.guard.check(step, loss, torch.zeros(()))
+        if (bad := training.guard.diverged_at()) is not None:
+            raise ConfigError(
+                f"{name}: diverged at step {bad} (a loss or gradient that is not finite, or a loss above "
+                f"{training.guard.limit:.3g}), and would not have learnt from there on; lower --peak-lr"
+            )
         sizes = {**seen, "logits": _rms(logits)}
         if first is None:
             first = logits
@@ -161,7 +184,7 @@ def _rms(x: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Slope:
-    """How the size of one tensor depends on width after the last step."""
+    """How the size of one tensor depends on width."""
 
     structure: str
     """Name of the structure."""
@@ -169,6 +192,8 @@ class Slope:
     """paper or mup."""
     tensor: str
     """One of TENSORS."""
+    step: int
+    """Training steps before it was measured."""
     slope: float
     """d log RMS / d log width."""
     se: float
@@ -179,14 +204,26 @@ class Slope:
         """Whether the size is nearly the same at every width."""
         return abs(self.slope) < FLAT
 
+    @property
+    def by_design(self) -> bool:
+        """Whether it is what mup wants: first logits that shrink as 1 / sqrt(width) (Yang et al. 2203.03466).
+
+        The tied head's weights keep the embedding's size, and its multiplier falls as 1 / width.
+        """
+        first = self.step == 0 and self.parametrization == "mup" and self.tensor == "logits"
+        return first and abs(self.slope + 0.5) < FLAT
+
 
 def slopes(rows: Sequence[Row]) -> list[Slope]:
-    """Straight lines through log RMS over log width at the last step, for every structure and tensor."""
-    last = max(row["step"] for row in rows)
-    groups: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
+    """Straight lines through log RMS over log width, for every structure and tensor.
+
+    At both ends: before the first step, and after the last.
+    """
+    ends = {min(row["step"] for row in rows), max(row["step"] for row in rows)}
+    groups: dict[tuple[str, str, str, int], list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        if row["step"] == last and row["rms"] > 0:
-            key = (row["structure"], row["parametrization"], row["tensor"])
+        if row["step"] in ends and row["rms"] > 0:
+            key = (row["structure"], row["parametrization"], row["tensor"], row["step"])
             groups[key].append((math.log(row["width"]), math.log(row["rms"])))
     return [Slope(*key, *_line(points)) for key, points in groups.items()]
 

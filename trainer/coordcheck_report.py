@@ -12,6 +12,7 @@ from trainer.bench.progress import BenchProgress
 from trainer.coordcheck import FLAT, TENSORS, Check, Slope, coordinate_check, slopes
 from trainer.errors import ConfigError
 from trainer.models.structures import Structure
+from trainer.options import names_in
 from trainer.rundir import io_errors, write_atomic
 
 
@@ -28,11 +29,11 @@ def check_from(
         raise ConfigError(f"--widths {widths}: write whole numbers with commas, as 64,128,256") from None
     if len(set(sizes)) < 2:
         raise ConfigError(f"--widths {widths}: a slope needs at least two widths")
-    kinds = tuple(parametrizations.split(","))
+    kinds = tuple(names_in(parametrizations))
     if unknown := [kind for kind in kinds if kind not in ("paper", "mup")]:
         raise ConfigError(f"--parametrizations: unknown '{unknown[0]}'; there are paper and mup")
     others = (f"{kind}-32" for kind in sorted(Structure.registry) if kind != "dense")
-    names = tuple(structures.split(",")) if structures is not None else ("dense", *others)
+    names = tuple(names_in(structures)) if structures is not None else ("dense", *others)
     return Check(names, kinds, tuple(sorted(sizes)), tuple(range(1, seeds + 1)), steps, peak_lr)
 
 
@@ -57,14 +58,25 @@ def run_check(check: Check, threads: int | None, results: Path) -> tuple[Path, l
 
 
 def report(found: list[Slope]) -> str:
-    """Slopes in a table, a line for each structure and parametrization, and what they say."""
+    """Slopes after the last step, a line for each structure and parametrization, and what they say.
+
+    Below stands what is not flat before the first step, and what the last may have evened out.
+    """
+    last = max(slope.step for slope in found)
     lines = ["d log RMS / d log width after the last step (standard error)", ""]
     lines.append(f"{'':28}" + "".join(f"{name:>16}" for name in TENSORS))
+    starts = []
     for key in dict.fromkeys((slope.structure, slope.parametrization) for slope in found):
-        mine = {s.tensor: s for s in found if (s.structure, s.parametrization) == key}
-        cells = "".join(f"{mine[t].slope:>+8.2f} ({mine[t].se:.2f})" + " " for t in TENSORS if t in mine)
-        bad = [s.tensor for s in mine.values() if not s.flat]
+        mine = [s for s in found if (s.structure, s.parametrization) == key]
+        end = {s.tensor: s for s in mine if s.step == last}
+        cells = "".join(f"{end[t].slope:>+8.2f} ({end[t].se:.2f})" + " " for t in TENSORS if t in end)
+        bad = [s.tensor for s in end.values() if not s.flat]
         said = "flat" if not bad else f"not flat: {', '.join(bad)}"
         lines.append(f"{key[0]:20} {key[1]:6} {cells} {said}")
+        first = [s for s in mine if s.step != last and not s.flat]
+        named = (f"{s.tensor} {s.slope:+.2f}{' (by design)' * s.by_design}" for s in first)
+        if first:
+            starts.append(f"{key[0]:20} {key[1]:6} {', '.join(named)}")
+    lines += ["", "not flat before the first step:", *(starts or ["nothing"])]
     lines += ["", f"flat: a size that changes less than width to the power {FLAT:g}"]
     return "\n".join(lines)

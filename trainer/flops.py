@@ -7,12 +7,15 @@ A multiply-add counts as 2.  Conventions for the training FLOPs of a run:
 - ``causal``: the same with half the attention square.
 - ``6N`` and ``6N_non_embedding``: 6 x parameters x tokens.
 
-Self-guided training adds 3 x forward of each dense branch where it runs, under every convention.
+Self-guided training adds 3 x forward of each dense branch where it runs, under every convention.  Weights
+that are assembled from factors in each pass (sltrain) are counted once a step in `paper` and `causal`; that
+micro-batches assemble them again is a matter of how a run is executed.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -44,6 +47,8 @@ class ModelCounts:
     """FLOPs of all weight matrices, the head included, for one token."""
     forward_attention: int
     """FLOPs of QK^T and AV over the full square, for one token."""
+    forward_pass: int
+    """FLOPs of a pass beside those of its tokens, however many these are."""
 
     @property
     def forward(self) -> int:
@@ -70,11 +75,12 @@ def model_counts(model: ModelConfig) -> ModelCounts:
     d, attn, kv, layers = model.d_model, model.attn_dim, model.kv_dim, model.n_layers
     embedding = model.vocab_size * d
     attn_weights = layers * (d * attn + 2 * d * kv + attn * d)
-    ffn_weights = ffn_flops = 0
+    ffn_weights = ffn_flops = pass_flops = 0
     for structure in ffn_structures(model):
         for d_in, d_out in ffn_shapes(model):
             ffn_weights += structure.matmul_params(d_in, d_out)
             ffn_flops += structure.flops_per_token(d_in, d_out)
+            pass_flops += structure.flops_per_pass(d_in, d_out)
     norm = d * (2 if model.norm == "layernorm" and model.bias else 1)
     bias_norm = norm * (2 * layers + 1)
     if model.bias:
@@ -89,6 +95,7 @@ def model_counts(model: ModelConfig) -> ModelCounts:
         params_bias_norm=bias_norm,
         forward_matmul=2 * (embedding + attn_weights) + ffn_flops,
         forward_attention=4 * model.seq_len * attn * layers,
+        forward_pass=pass_flops,
     )
 
 
@@ -104,6 +111,12 @@ def flops_per_token(model: ModelConfig, convention: str = "paper") -> int:
     if convention == "6N_non_embedding":
         return 6 * counts.params_non_embedding
     raise ValueError(f"unknown FLOPs convention {convention!r}; known: {', '.join(CONVENTIONS)}")
+
+
+def flops_per_step(model: ModelConfig, batch_tokens: int, convention: str = "paper") -> int:
+    """Training FLOPs of an unguided step on `batch_tokens` tokens under a named convention."""
+    once = 0 if convention.startswith("6N") else 3 * model_counts(model).forward_pass
+    return batch_tokens * flops_per_token(model, convention) + once
 
 
 def guided_maps(model: ModelConfig) -> list[tuple[int, int]]:
@@ -123,39 +136,41 @@ def guide_flops_per_token(model: ModelConfig) -> int:
     return 6 * guide_params(model)
 
 
-def matching_guided_steps(model: ModelConfig, base_steps: int, stochastic: bool) -> int:
+def matching_guided_steps(model: ModelConfig, base_steps: int, batch_tokens: int, stochastic: bool) -> int:
     """Guided steps that, repeated at the end, bring a run of `base_steps` up to its dense twin's FLOPs.
 
-    The largest number that does not pass them (`fixed_flops`).  Raises ValueError where there is none.
+    The largest number that does not pass them (`fixed_flops`); below 1 where the run costs as much already.
     """
-    own, dense = flops_per_token(model), flops_per_token(model.dense_counterpart())
+    own, dense = (flops_per_step(m, batch_tokens) for m in (model, model.dense_counterpart()))
     # Twice everything, so that half a dense branch stays a whole number.
-    extra = 2 * own + (1 if stochastic else 2) * guide_flops_per_token(model)
-    steps = base_steps * 2 * (dense - own) // extra
-    if steps < 1:
-        raise ValueError(
-            "mode fixed_flops: the run costs as much as its dense counterpart already; no step can be guided"
-        )
-    if steps > base_steps:
-        raise ValueError(
-            f"mode fixed_flops: reaching the dense counterpart's FLOPs needs {steps} guided steps, "
-            f"more than the run's {base_steps}; give guide.fraction (at most 1)"
-        )
-    return steps
+    extra = 2 * own + (1 if stochastic else 2) * batch_tokens * guide_flops_per_token(model)
+    return base_steps * 2 * (dense - own) // extra
 
 
-def spent_flops(config: RunConfig, steps: int, convention: str = "paper") -> int:
-    """Training FLOPs of the first `steps` steps of a run under a named convention.
+def flops_of_steps(
+    model: ModelConfig,
+    batch_tokens: int,
+    steps: int,
+    guided_steps: int,
+    stochastic: bool,
+    convention: str = "paper",
+) -> Fraction:
+    """Training FLOPs of the first `steps` steps of a run of which `guided_steps` are guided.
 
     A dense branch that is drawn counts with its mean, as the paper does.
     """
-    per_step = flops_per_token(config.model, convention)
-    guide = config.guide
-    if guide.mode == "none":
-        return steps * config.optim.batch_tokens * per_step
-    passes = expected_passes(steps, config.guided_steps, guide.stochastic)
-    tokens = steps * per_step + passes * guide_flops_per_token(config.model)
-    return round(config.optim.batch_tokens * tokens)
+    passes = expected_passes(steps, guided_steps, stochastic)
+    guides = passes * batch_tokens * guide_flops_per_token(model) if passes else Fraction(0)
+    return steps * flops_per_step(model, batch_tokens, convention) + guides
+
+
+def spent_flops(config: RunConfig, steps: int, convention: str = "paper") -> int:
+    """Training FLOPs of the first `steps` steps of a run under a named convention."""
+    batch_tokens, stochastic = config.optim.batch_tokens, config.guide.stochastic
+    if config.guide.mode == "none":
+        return steps * flops_per_step(config.model, batch_tokens, convention)
+    spent = flops_of_steps(config.model, batch_tokens, steps, config.guided_steps, stochastic, convention)
+    return round(spent)
 
 
 def train_flops(config: RunConfig, convention: str = "paper") -> int:

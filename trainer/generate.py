@@ -118,8 +118,17 @@ class Run:
         return Tokenizer.from_str(self.encoder.json())
 
     def heldout_prompts(self, n: int) -> list[list[int]]:
-        """The beginnings of the first `n` held-out windows: half of seq_len, at most 32 tokens."""
+        """The beginnings of the first `n` held-out windows, or of all where there are fewer.
+
+        Each is half of seq_len, at most 32 tokens.  Raises ConfigError where there is no window.
+        """
         length = self.config.model.seq_len
+        there = self.corpus.n_heldout_sequences(length)
+        n = n if there is None else min(n, there)
+        if n < 1:
+            raise ConfigError(
+                f"{self.corpus.label}: no held-out window of {length} tokens to begin from; give --prompt"
+            )
         windows = self.corpus.heldout_sequences(0, n, length)
         return [[int(i) for i in row[: max(1, min(32, length // 2))]] for row in windows]
 

@@ -10,14 +10,15 @@ from trainer.models.parametrize import learning_rate_scales
 
 
 def build_optimizer(network: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; with decay = "matrices" only parameters of two or more axes decay.
+    """Fused AdamW; with decay = "matrices" only parameters of two or more axes and structures' factors decay.
 
     A group for each pair of decay and learning-rate scale; the scale stands in the group as `lr_scale`.
     """
     scales = learning_rate_scales(network)
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        decays = optim.decay == "all" or parameter.ndim >= 2
+        # A factor is a weight whatever its shape: sltrain keeps its sparse entries in a row.
+        decays = optim.decay == "all" or parameter.ndim >= 2 or ".factors." in f".{name}"
         groups.setdefault((decays, scales.get(name, 1.0)), []).append(parameter)
     return torch.optim.AdamW(
         [

@@ -54,6 +54,11 @@ def partial_config(
     return given
 
 
+def names_in(text: str) -> list[str]:
+    """The names in an option that takes several: commas between them, blanks around them do not matter."""
+    return [name.strip() for name in text.split(",")]
+
+
 def execution_from(**given: Any) -> Execution:
     """The execution settings that a command line gives; ConfigError with one line where they cannot be."""
     try:

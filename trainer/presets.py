@@ -6,7 +6,9 @@ and `gpu-*` (64) are ladders of constant aspect ratio; at their widths every bud
 
 from __future__ import annotations
 
+import math
 import tomllib
+from bisect import bisect_right
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +16,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trainer.config import RunConfig
+from trainer.config import GuideConfig, RunConfig
 from trainer.errors import ConfigError
-from trainer.flops import flops_per_token, model_counts
+from trainer.flops import flops_of_steps, flops_per_step, flops_per_token, model_counts
 from trainer.messages import nearest, validation_line
 from trainer.models.config import ModelConfig
 from trainer.models.structures import structure_label
@@ -104,7 +106,7 @@ class Budget(BaseModel):
     tokens_per_param: float | None = Field(default=None, gt=0)
     """Training tokens over parameters."""
     train_flops: float | None = Field(default=None, gt=0)
-    """Training FLOPs, `paper` convention."""
+    """Training FLOPs, `paper` convention, those of guidance included."""
     of: Literal["run", "dense"] = "run"
     """Whose parameters tokens_per_param counts: the run's own, or those of its dense counterpart."""
     count: Literal["total", "non_embedding"] = "total"
@@ -128,11 +130,20 @@ class Budget(BaseModel):
             raise ValueError('equal = "flops" counts the dense counterpart\'s tokens; add of = "dense"')
         return self
 
-    def tokens_for(self, model: ModelConfig, batch_tokens: int) -> int:
-        """Training tokens that this budget allows the model, at least 1, not yet rounded to whole batches."""
+    def tokens_for(self, model: ModelConfig, batch_tokens: int, guide: GuideConfig) -> int:
+        """Training tokens that this budget allows the model, at least 1, not yet rounded to whole batches.
+
+        Raises ConfigError where budget and guidance contradict each other.
+        """
+        if self.equal == "flops" and guide.mode == "fixed_flops":
+            raise ConfigError(
+                'budget.equal = "flops" with guide.mode = "fixed_flops": such a run fills up '
+                "to the dense counterpart's FLOPs with guided steps already; take "
+                'equal = "tokens" or mode = "fixed_steps"'
+            )
         dense = model.dense_counterpart()
         if self.train_flops is not None:
-            return max(1, int(self.train_flops / flops_per_token(model)))
+            return _tokens_within(self.train_flops, model, batch_tokens, guide)
         if self.tokens is not None:
             tokens = self.tokens
         else:
@@ -142,8 +153,26 @@ class Budget(BaseModel):
             tokens = max(1, int(self.tokens_per_param * params))
         if self.equal == "flops":
             # The counterpart itself trains on whole batches.
-            tokens = tokens // batch_tokens * batch_tokens * flops_per_token(dense) // flops_per_token(model)
+            spent = tokens // batch_tokens * flops_per_step(dense, batch_tokens)
+            return _tokens_within(spent, model, batch_tokens, guide)
         return tokens
+
+
+def _tokens_within(flops: float, model: ModelConfig, batch_tokens: int, guide: GuideConfig) -> int:
+    """The most training tokens, at least 1, with which a run does not pass so many FLOPs."""
+    per_token = flops_per_token(model)
+    if guide.mode == "none" and not model_counts(model).forward_pass:
+        # Whole numbers stay exact; run ids rest on the quotients.
+        return max(1, flops // per_token if isinstance(flops, int) else int(flops / per_token))
+
+    def spent(base_steps: int) -> int:
+        guided = guide.steps_for(model, base_steps, batch_tokens)
+        steps = guide.total_steps(base_steps, guided)
+        return math.ceil(flops_of_steps(model, batch_tokens, steps, guided, guide.stochastic))
+
+    # Every step adds FLOPs, so the last number of steps that keeps within them is found by halving.
+    most = min(int(flops // flops_per_step(model, batch_tokens)) + 1, 2**62)
+    return max(1, (bisect_right(range(most + 1), int(flops), key=spent) - 1) * batch_tokens)
 
 
 def complete_budget(budget: Mapping[str, Any] | None, tokens: Any) -> Budget:
@@ -206,10 +235,20 @@ def resolve(partial: Mapping[str, Any], source: str) -> RunConfig:
     try:
         # A placeholder budget lets the model be validated first; the real one needs its counts.
         draft = RunConfig.model_validate({**given, "tokens": 2**62, "guide": {}})
-        tokens = chosen.tokens_for(draft.model, draft.optim.batch_tokens)
+        tokens = chosen.tokens_for(draft.model, draft.optim.batch_tokens, _guide(given))
         return RunConfig.model_validate({**given, "tokens": tokens})
     except ValidationError as error:
         raise ConfigError(validation_line(error, RunConfig, source)) from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _guide(given: Mapping[str, Any]) -> GuideConfig:
+    """The guide of a partial configuration, as written; none where RunConfig is going to refuse it."""
+    try:
+        return GuideConfig.model_validate(given.get("guide", {}))
+    except ValidationError:
+        return GuideConfig()
 
 
 def load_toml(path: Path) -> Partial:

@@ -50,7 +50,7 @@ class SmallSweep:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = {"time": 10, "notice": 60, "cpus": 1, "jobs": 8, "job_minutes": 0.01, **self.slurm}
-        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+        lines = "\n".join(f"{key} = {toml(value)}" for key, value in settings.items())
         self.file.write_text(
             textwrap.dedent(SWEEP).format(
                 seeds=self.seeds, tokens=self.steps * 256, slurm=lines,
@@ -130,6 +130,13 @@ class SmallSweep:
             return done == total and not any(job["live"] for job in self.jobs())
 
         wait_until(over, timeout, self.logs)
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(one)}" for key, one in value.items()) + " }"
+    return json.dumps(value)
 
 
 def wait_until(

@@ -87,7 +87,7 @@ def test_a_job_is_told_or_killed(slurm: Lab, sweep: SmallSweep, trouble: Callabl
 
 def test_the_time_limit_twice_in_one_run(slurm: Lab, tmp_path: Path) -> None:
     """Real limits: Slurm gives the notice itself, up to a minute early; limits have whole minutes."""
-    sweep = SmallSweep(tmp_path, steps=6000, slurm={"time": 2, "notice": 90})
+    sweep = SmallSweep(tmp_path, steps=9000, slurm={"time": 2, "notice": 100})
     sweep.submit()
     for _ in range(2):
         started(sweep)
@@ -128,9 +128,11 @@ def test_a_node_dies_with_everything_on_it(slurm: Lab, sweep: SmallSweep) -> Non
     ends_as_if_nothing_had_been(sweep)
 
 
-def test_the_controller_is_restarted_in_the_middle(slurm: Lab, sweep: SmallSweep) -> None:
+def test_the_controller_is_restarted_in_the_middle(slurm: Lab, tmp_path: Path) -> None:
+    sweep = SmallSweep(tmp_path, steps=4000)
     sweep.submit()
-    started(sweep)
+    # Slurm notes its state every five seconds: a job that is younger would be started once more.
+    started(sweep, 1500)
     slurm.controller_kill()
     slurm.controller_start()
     ends_as_if_nothing_had_been(sweep)

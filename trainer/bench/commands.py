@@ -14,7 +14,7 @@ from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.flops import ffn_structures
 from trainer.models.structures import structure_from
-from trainer.options import DeviceOption, JsonOption, ResultsOption, execution_from
+from trainer.options import DeviceOption, JsonOption, ResultsOption, execution_from, names_in
 from trainer.presets import PRESETS, Partial, resolve
 
 bench_app = typer.Typer(
@@ -65,8 +65,8 @@ def bench_train(
     else:
         base = {"preset": preset, "model": {k: v for k, v in shape.items() if v is not None}}
     configs = []
-    for structure in structures.split(","):
-        for precision in precisions.split(","):
+    for structure in names_in(structures):
+        for precision in names_in(precisions):
             given = {**base, "structure": structure, "precision": precision}
             run = resolve(_with_batch(given, batch), "bench")
             length = run.optim.batch_tokens * (warmup + steps * repeats)
@@ -130,8 +130,7 @@ def bench_ffn(
     as_json: JsonOption = False,
 ) -> None:
     """Whole FFNs, forward and with backward, each beside the dense one of its width."""
-    names = [name.strip() for name in structures.split(",")]
-    precise = [name.strip() for name in precisions.split(",")]
+    names, precise = names_in(structures), names_in(precisions)
     if wrong := [name for name in precise if name not in ("fp32", "bf16")]:
         raise ConfigError(f"--precisions {wrong[0]}: known are fp32 and bf16")
     sizes = [(d, t) for d in _counts(widths, "--widths") for t in _counts(tokens, "--tokens")]
@@ -199,7 +198,7 @@ def bench_decode(
     as_json: JsonOption = False,
 ) -> None:
     """Generation a token at a time, beside the dense network of the same size: latency and throughput."""
-    modes = [name.strip() for name in premerge.split(",")]
+    modes = names_in(premerge)
     if wrong := [name for name in modes if name not in ("never", "always", "auto")]:
         raise ConfigError(f"--premerge {wrong[0]}: known are never, always and auto")
     shape = {
@@ -213,15 +212,13 @@ def bench_decode(
     if preset is None:
         base = {"model": {"vocab_size": 512, "bias": False, **base["model"], **shape}}
     optim = {"peak_lr": 1e-3, "batch_tokens": length}
-    names = list(dict.fromkeys(("dense", *(name.strip() for name in structures.split(",")))))
+    names = list(dict.fromkeys(("dense", *names_in(structures))))
     groups = [
         [
-            resolve(
-                {**base, "optim": optim, "structure": n, "precision": p.strip(), "tokens": length}, "bench"
-            )
+            resolve({**base, "optim": optim, "structure": n, "precision": p, "tokens": length}, "bench")
             for n in names
         ]
-        for p in precisions.split(",")
+        for p in names_in(precisions)
     ]
     _decode(
         groups, modes, _counts(batches, "--batches"), repeats, max_seconds, device, threads, results, as_json
@@ -318,12 +315,12 @@ def _share(name: str, width: int) -> float:
     kind = name.partition("-")[0]
     try:
         structure = structure_from(name, width)
-        weights = structure.matmul_params(width, 4 * width) + structure.matmul_params(4 * width, width)
+        flops = structure.flops_per_token(width, 4 * width) + structure.flops_per_token(4 * width, width)
     except ValueError as error:
         if kind == "dense" or "unknown structure" in str(error) or "budget" in str(error):
             raise ConfigError(f"--structures: {error}") from None
         return 0.0
-    return weights / (8 * width**2)
+    return flops / (16 * width**2)
 
 
 def _print_group(rows: list[dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trainer.bench.progress import BenchProgress
 from trainer.bench.table import machine
 from trainer.bench.timing import Timing, allow_many_compilations, interleaved, once, out_of_memory
+from trainer.flops import ffn_shapes
 from trainer.messages import validation_line
 from trainer.models.config import ModelConfig
 from trainer.models.transformer import FeedForward, StructuredLinear
@@ -50,8 +51,8 @@ class Group:
 @dataclass
 class _Contestant:
     ffn: nn.Module
-    weights: int
-    """Weights of the matrix products."""
+    flops: int
+    """Of a forward pass."""
     x: Tensor
     grad: Tensor
     precision: str
@@ -91,12 +92,14 @@ def contestant(group: Group, structure: str, device: torch.device) -> _Contestan
                 for factor in part.factors.values():
                     nn.init.normal_(factor, std=part.d_in**-0.5)
         x, grad = torch.randn(2, 1, group.tokens, group.width)
-    d, d_ff = model.d_model, model.d_ff
-    weights = model.structure.matmul_params(d, d_ff) + model.structure.matmul_params(d_ff, d)
+    flops = sum(
+        group.tokens * model.structure.flops_per_token(*shape) + model.structure.flops_per_pass(*shape)
+        for shape in ffn_shapes(model)
+    )
     ffn.to(device)
     module = torch.compile(ffn) if group.compiled else ffn
     x = x.to(device).requires_grad_()
-    return _Contestant(module, weights, x, grad.to(device), group.precision)  # type: ignore[arg-type]
+    return _Contestant(module, flops, x, grad.to(device), group.precision)  # type: ignore[arg-type]
 
 
 def product_rate(device: torch.device, precision: str) -> float:
@@ -174,9 +177,9 @@ def _measure(
         for direction, passes in DIRECTIONS.items():
             timing = timings[f"{name} {direction}"]
             dense = timings.get(f"dense {direction}")
-            row = _row(timing, dense, passes * 2 * made.weights * group.tokens)
+            row = _row(timing, dense, passes * made.flops)
             if "dense" in running:
-                row["flops_limit"] = running["dense"].weights / made.weights
+                row["flops_limit"] = running["dense"].flops / made.flops
             yield {**_labels(group, name), "direction": direction, **row, **machine(device)}
     yield from refused
 

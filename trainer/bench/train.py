@@ -15,7 +15,7 @@ from trainer.config import RunConfig
 from trainer.device import peak_flops, prepare_device, select_device
 from trainer.distributed import World
 from trainer.execution import Execution
-from trainer.flops import describe, flops_per_token
+from trainer.flops import describe, flops_per_step
 from trainer.presets import run_labels
 from trainer.rng import philox
 from trainer.step import TrainStep
@@ -102,7 +102,7 @@ def _row(made: _Contestant, timing: Timing, steps: int) -> dict[str, Any]:
     config = made.config
     tokens = config.optim.batch_tokens * steps
     peak = peak_flops(made.device, config.precision)
-    achieved = tokens / timing.median * flops_per_token(config.model)
+    achieved = steps * flops_per_step(config.model, config.optim.batch_tokens) / timing.median
     return {
         **_labels(config, made.compiled),
         "tokens_per_second": tokens / timing.median,

@@ -50,6 +50,10 @@ class Corpus(ABC):
         """Training windows of `seq_len` targets each; None if unlimited."""
         return None if self.n_train_tokens is None else max(0, (self.n_train_tokens - 1) // seq_len)
 
+    def n_heldout_sequences(self, seq_len: int) -> int | None:
+        """Held-out windows of `seq_len` targets each; None if unlimited."""
+        return None if self.n_heldout_tokens is None else max(0, (self.n_heldout_tokens - 1) // seq_len)
+
     @abstractmethod
     def train_sequences(self, indices: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:
         """Training windows `indices`, int64 (n, seq_len + 1).
@@ -64,10 +68,8 @@ class Corpus(ABC):
 
     def check_heldout(self, n: int, seq_len: int) -> None:
         """Raise CorpusError where the held-out part has fewer than `n` windows."""
-        if self.n_heldout_tokens is None:
-            return
-        there = max(0, (self.n_heldout_tokens - 1) // seq_len)
-        if n > there:
+        there = self.n_heldout_sequences(seq_len)
+        if there is not None and n > there:
             raise CorpusError(
                 f"{self.label}: {n} held-out sequences of {seq_len} tokens wanted, {there} are there "
                 f"({self.n_heldout_tokens:,} tokens); lower eval.tokens to {there * seq_len} or raise "

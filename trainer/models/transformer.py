@@ -43,7 +43,7 @@ class StructuredLinear(nn.Module):
         if self.guide is None or not self.training:
             return self.structure.forward(x, self.weights, self.bias)
         mixed: Tensor = self.guide(x, self.structure.forward(x, self.weights, None))
-        return mixed if self.bias is None else mixed + self.bias
+        return mixed if self.bias is None else mixed + self.bias.to(mixed.dtype)
 
     @torch.no_grad()
     def reset(self, std: float, generator: torch.Generator) -> None:

@@ -90,6 +90,10 @@ class Structure(BaseModel):
         """Forward FLOPs for one token, a multiply-add counted as 2."""
         return 2 * self.matmul_params(d_in, d_out)
 
+    def flops_per_pass(self, d_in: int, d_out: int) -> int:
+        """Forward FLOPs that a pass takes beside those of its tokens, however many (to assemble a weight)."""
+        return 0
+
 
 def register(cls: type[Structure]) -> type[Structure]:
     """Make a family known under its `kind`."""

@@ -86,7 +86,7 @@ class Monarch(Structure):
         hidden = block_product(x, factors["v"])
         grouped = hidden.reshape(*x.shape[:-1], self.blocks_in, self.blocks_out, self.rank)
         out = block_product(grouped.transpose(-3, -2).flatten(-3), factors["u"])
-        return out if bias is None else out + bias
+        return out if bias is None else out + bias.to(out.dtype)
 
     def merged_weight(self, factors: Mapping[str, Tensor]) -> Tensor:
         """The dense (M, N) matrix: block (p, q) is the product of R columns of U with R rows of V."""

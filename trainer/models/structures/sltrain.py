@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class SLTrain(Structure):
     """(s U V + S) x with V (R, N), U (M, R) and S of density δ: R (M + N) + δ M N weights (arXiv 2406.02214).
 
-    The support of S is drawn once and stays.  Counts are of the weights, as in the paper; what is executed,
-    there and here, is one product with the assembled dense matrix: the layer saves memory and not time.
+    The support of S is drawn once and stays.  Parameters are counted as in the paper, FLOPs are those of what
+    is executed, there and here: the dense matrix is assembled in each pass and multiplied by.  The layer
+    saves memory and not time.
     """
 
     kind: Literal["sltrain"] = "sltrain"
@@ -46,6 +47,14 @@ class SLTrain(Structure):
     def buffer_shapes(self, d_in: int, d_out: int) -> dict[str, Shape]:
         """Places of the entries of S in the matrix read row by row."""
         return {"support": self._entries(d_in, d_out)}
+
+    def flops_per_token(self, d_in: int, d_out: int) -> int:
+        """Of the product with the assembled matrix."""
+        return 2 * d_in * d_out
+
+    def flops_per_pass(self, d_in: int, d_out: int) -> int:
+        """Of the product U V; elementwise work (the scale, the entries of S) is counted nowhere."""
+        return 2 * self.rank * d_in * d_out
 
     def fans(self, d_in: int, d_out: int) -> dict[str, Fan]:
         """An output of S sums over δ N inputs, in a path of its own."""

@@ -227,7 +227,7 @@ class _Side(NamedTuple):
 
 
 def _verdict(difference: Difference, first: _Side, second: _Side) -> str:
-    """Which arm is better, in words; nothing is judged where those that diverged flatter the one that seems so.
+    """Which arm is better, in words; not judged where runs that diverged flatter the one that seems so.
 
     A run that diverges would have had a high loss, so what an arm's other runs show is too good.
     """

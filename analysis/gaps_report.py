@@ -146,9 +146,13 @@ def to_csv(result: Gaps) -> str:
         labels = [place.size, place.budget, place.structure, place.treatment, place.reference]
         writer.writerow(
             [
-                *labels, "+".join(map(str, row.seeds)), row.diverged, row.reference_diverged,
-                *map(_cell, numbers), row.verdict,
-            ]  # fmt: skip
+                *labels,
+                "+".join(map(str, row.seeds)),
+                row.diverged,
+                row.reference_diverged,
+                *map(_cell, numbers),
+                row.verdict,
+            ]
         )
     return out.getvalue()
 

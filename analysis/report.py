@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,34 +30,46 @@ METHOD = (
 )
 
 
+@dataclass
+class _Note:
+    """A remark, and the structures that share it."""
+
+    text: str
+    structures: list[str]
+
+    def __str__(self) -> str:
+        # A label with a variant holds commas of its own.
+        between = "; " if any(", " in name for name in self.structures) else ", "
+        return f"{between.join(self.structures)}: {self.text}"
+
+
 def fit_rows(analysis: Analysis) -> tuple[list[list[str]], list[str]]:
     """The fits as table rows under `FIT_HEADER`, and the notes that the rows refer to by number."""
-    notes: list[str] = []
+    notes: list[_Note] = []
     rows = []
     for structure in analysis.structures:
         power, bent = analysis.power[structure], analysis.irreducible[structure]
         rows.append([structure, str(power.n), *_power_cells(power, notes), *_bent_cells(bent, notes)])
-    return rows, notes
+    return rows, [str(note) for note in notes]
 
 
-def _noted(notes: list[str], texts: Sequence[str], structure: str) -> str:
+def _noted(notes: list[_Note], texts: Sequence[str], structure: str) -> str:
     """File remarks once each among the notes, the structures that share one together; returns ` [1]`."""
     marks = []
     for text in texts:
         for i, note in enumerate(notes):
-            head, _, tail = note.partition(": ")
-            if tail == text:
-                if structure not in head.split(", "):
-                    notes[i] = f"{head}, {structure}: {tail}"
+            if note.text == text:
+                if structure not in note.structures:
+                    note.structures.append(structure)
                 marks.append(f"[{i + 1}]")
                 break
         else:
-            notes.append(f"{structure}: {text}")
+            notes.append(_Note(text, [structure]))
             marks.append(f"[{len(notes)}]")
     return " " + "".join(dict.fromkeys(marks)) if marks else ""
 
 
-def _power_cells(fit: Fit | Refusal, notes: list[str]) -> list[str]:
+def _power_cells(fit: Fit | Refusal, notes: list[_Note]) -> list[str]:
     if isinstance(fit, Refusal):
         return ["-" + _noted(notes, [fit.reason], fit.group), "-", "-"]
     mark = _noted(notes, fit.warnings, fit.group)
@@ -68,7 +81,7 @@ def _power_cells(fit: Fit | Refusal, notes: list[str]) -> list[str]:
     return [with_error(alpha, se) + mark, interval(*fit.intervals["alpha"], se), sd]
 
 
-def _bent_cells(fit: Fit | Refusal, notes: list[str]) -> list[str]:
+def _bent_cells(fit: Fit | Refusal, notes: list[_Note]) -> list[str]:
     if isinstance(fit, Refusal):
         return ["-" + _noted(notes, [fit.reason], fit.group), "-"]
     mark = _noted(notes, fit.warnings, fit.group)

@@ -148,7 +148,8 @@ def _setup(submission: Submission) -> list[str]:
     return [
         # The shell outlives the signals that its job step gets, to decide about a requeue.
         "trap : TERM USR2",
-        f"export PYTHONPATH={shlex.quote(submission.source['path'])}",
+        # First this code, then what the user had there, as for workers on this machine.
+        f'export PYTHONPATH={shlex.quote(submission.source["path"])}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         # Else `python -m` would prefer whatever lies in the folder that the sweep was submitted from.
         "export PYTHONSAFEPATH=1",
     ]

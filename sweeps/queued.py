@@ -9,7 +9,17 @@ from typing import Any
 
 from sweeps import slurm
 from sweeps.errors import SweepError
-from sweeps.submission import LOGS, Diary, Submission, prefix, read_diary, read_record, submissions
+from sweeps.session import read_session
+from sweeps.submission import (
+    LOGS,
+    SESSION,
+    Diary,
+    Submission,
+    prefix,
+    read_diary,
+    read_record,
+    submissions,
+)
 from sweeps.text import plural
 
 ENDED = "ended"
@@ -67,8 +77,12 @@ class Queued:
 
     @property
     def covered(self) -> set[str]:
-        """Runs that some live job will train."""
-        return {run_id for job in self.live for run_id in job.run_ids}
+        """Runs that some live job will train: one that was told to stop only ends what it is at."""
+        live = {job.submission.name: job.submission for job in self.live}
+        stopped = {name for name, one in live.items() if read_session(one.path / SESSION).stop_asked}
+        return {
+            run_id for job in self.live if job.submission.name not in stopped for run_id in job.run_ids
+        }
 
 
 def look_up(results: Path, sweep: str) -> Queued:
@@ -87,8 +101,9 @@ def look_up(results: Path, sweep: str) -> Queued:
     if silent and problem is None:
         past = slurm.history(job.job_id.partition("_")[0] for job in silent if job.job_id is not None)
         jobs = [_with_history(job, past) for job in jobs]
-    names = {one.name for one in found}
-    return Queued(jobs, [job for job in queue if job.live and job.name not in names], problem)
+    # By their whole names: sweeps of other results folders may be called the same.
+    after = {f"{one.name}{THEN}" for one in found}
+    return Queued(jobs, [job for job in queue if job.live and job.name in after], problem)
 
 
 def _jobs(

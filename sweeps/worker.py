@@ -101,6 +101,7 @@ class Worker:
         self.ledger = Ledger(Path(session.results))
         self.execution = Execution.model_validate(session.execution)
         self.over: set[str] = set()
+        self.begun = False
         self._corpora: dict[DataConfig, Corpus] = {}
 
     def work(self) -> int:
@@ -127,7 +128,10 @@ class Worker:
         """The first run of the list that is free, failed ones last; None where nothing is left."""
         for retrying in (False, True):
             for run_id, _ in self.session.runs:
-                if run_id in self.over or not self.session.fits(run_id) or self.stop():
+                if run_id in self.over or self.stop():
+                    continue
+                # What was started in time begins something, however long the start took.
+                if self.begun and not self.session.fits(run_id):
                     continue
                 if (lease := self._claim_one(run_id, retrying)) is not None:
                     return run_id, lease
@@ -148,6 +152,7 @@ class Worker:
             return None
         # Between the look and the claim another worker may have finished it, or failed it once more.
         if self._still_open(run_id, retrying):
+            self.begun = True
             return lease
         lease.release()
         return None

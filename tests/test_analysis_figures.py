@@ -21,7 +21,7 @@ from analysis.figures.published import find_published, published_runs, shared_st
 from analysis.figures.scaling import scaling_figure
 from analysis.figures.style import looks, nice_ticks, save
 from analysis.loading import load
-from analysis.report import markdown, to_json
+from analysis.report import fit_rows, markdown, to_json
 from analysis.table import read_csv, structures_of
 from trainer.rundir import write_result
 
@@ -97,6 +97,18 @@ def test_incomplete_sweep_still_comes_out(tmp_path: Path) -> None:
     text = markdown(analysis)
     assert "2 points: a law needs at least 3" in text and "No test of the exponents" in text
     assert save(scaling_figure(analysis), tmp_path / "x")[0].read_text().startswith("<?xml")
+
+
+def test_a_note_names_each_curve_once_whatever_is_in_its_label(tmp_path: Path) -> None:
+    rows = ["run_id,structure,size,seed,tokens,train_flops,val_loss"]
+    for i, curve in enumerate(("dense", "dense, peak_lr=0.1", "dense, peak_lr=0.1, guide=fixed_steps")):
+        rows.append(f'r{i},"{curve}",s,1,1000000,1e12,3.{i}')
+    path = tmp_path / "x.csv"
+    path.write_text("\n".join(rows) + "\n")
+    table, notes = fit_rows(analyse(read_csv(path), "x"))
+    curves = "dense; dense, peak_lr=0.1; dense, peak_lr=0.1, guide=fixed_steps"
+    assert notes == [f"{curves}: 1 points: a law needs at least 3"]
+    assert [row[2] for row in table] == ["- [1]"] * 3
 
 
 def test_published_panel_shows_only_what_the_table_shares() -> None:

@@ -162,6 +162,21 @@ def test_decoding_keeps_grouped_queries_apart(tmp_path: Path) -> None:
     assert steps == pytest.approx([1 + batch / 16 for batch in (1, 4, 16, 64)])
 
 
+def test_models_at_one_batch_size_take_no_column_from_curves(tmp_path: Path) -> None:
+    single = [
+        {**row, "size": size, "structure": f"{row['structure']}, {size}"}
+        for size in ("a", "b", "c")
+        for row in decode_rows()
+        if row["batch"] == 1 and not row["error"]
+    ]
+    figure = decode_figure(read_decode(write(tmp_path / "decode.csv", single + decode_rows())))
+    titles = [axes.get_title(loc="left").split("\n") for axes in figure.axes[:2]]
+    assert len(figure.axes) == 4 and [title[1] for title in titles] == ["cpu-m, 1,024 tokens"] * 2
+    assert not any(text.get_text().endswith(", a") for text in figure.legends[0].get_texts())
+    alone = decode_figure(read_decode(write(tmp_path / "d.csv", single)))
+    assert len(alone.axes) == 2 * 4
+
+
 def coordinate_rows(growth: float) -> list[dict[str, Any]]:
     return [
         {

@@ -25,6 +25,7 @@ import torch
 from filelock import FileLock
 
 from trainer.bench.timing import once, wait_for
+from trainer.bench.weights import fill
 from trainer.device import device_name
 from trainer.errors import RunDirError, TrainerError
 from trainer.models.premerge import MapShape, Prefers, merged_like
@@ -230,7 +231,7 @@ def measure(
     """
     device, dtype = setting.device, setting.dtype
     layer = StructuredLinear(shape.structure, shape.d_in, shape.d_out, bias=False)
-    _fill(layer)
+    fill(layer, torch.Generator().manual_seed(0))
     layer.to(device, dtype)
     weights, merged = dict(layer.weights), merged_like(layer)
     other = torch.zeros(2 * last_cache_bytes(device) // 4 if setting.cold else 0, device=device)
@@ -247,17 +248,6 @@ def measure(
     if not all(math.isfinite(s) and s > 0 for column in columns.values() for s in column):
         raise TrainerError("the clock of this machine does not advance; use --premerge always or never")
     return Crossover(counts, columns["factors"], columns["merged"])
-
-
-def _fill(layer: StructuredLinear) -> None:
-    """Draw weights of the usual size; speed does not need the decompositions of a run's initialisation."""
-    if layer.structure.buffer_shapes(layer.d_in, layer.d_out):
-        layer.reset(layer.d_in**-0.5, torch.Generator().manual_seed(0))
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for factor in layer.factors.values():
-            factor.data.normal_(std=layer.d_in**-0.5)
 
 
 def _in_turn(

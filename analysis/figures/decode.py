@@ -20,10 +20,15 @@ def decode_figure(rows: Sequence[Decode]) -> Figure:
     """Draw ms a step, one token for each sequence (above) and new tokens a second (below) against batch size.
 
     A column is a machine with a model; each has scales of its own, so that a fast one does not flatten a slow
-    one.
+    one. Models at a single batch size make no curve: they are left to the table where others were measured at
+    several.
     """
-    columns = list(dict.fromkeys((a.device, a.setting, a.model) for a in rows))[:MOST_COLUMNS]
-    chosen = looks([a.network for a in rows])
+    batches_of = {(a.device, a.setting, a.model): set[int]() for a in rows}
+    for a in rows:
+        batches_of[a.device, a.setting, a.model].add(a.batch)
+    curves = [key for key, batches in batches_of.items() if len(batches) > 1]
+    columns = (curves or list(batches_of))[:MOST_COLUMNS]
+    chosen = looks([a.network for a in rows if (a.device, a.setting, a.model) in columns])
     with house_style():
         figure = Figure(figsize=(TWO_COLUMNS, 4.2))
         grid = figure.subplots(2, len(columns), squeeze=False, sharex="col")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -87,14 +88,15 @@ def test_a_job_is_told_or_killed(slurm: Lab, sweep: SmallSweep, trouble: Callabl
 
 def test_the_time_limit_twice_in_one_run(slurm: Lab, tmp_path: Path) -> None:
     """Real limits: Slurm gives the notice itself, up to a minute early; limits have whole minutes."""
-    sweep = SmallSweep(tmp_path, steps=9000, slurm={"time": 2, "notice": 100})
+    probe = SmallSweep(tmp_path / "probe", steps=400)
+    undisturbed(probe)
+    results = [json.loads(path.read_text()) for path in probe.folder.rglob("result.json")]
+    speed = min(result["steps"] / result["seconds"] for result in results)
+    sweep = SmallSweep(tmp_path, steps=int(90 * speed), slurm={"time": 2, "notice": 80})
     sweep.submit()
-    for _ in range(2):
-        started(sweep)
-        attempt = len(sweep.logs().split("interrupted"))
-        wait_until(lambda before=attempt: len(sweep.logs().split("interrupted")) > before, 120, sweep.logs)
-    ends_as_if_nothing_had_been(sweep, 300)
-    assert "requeue: told to stop" in sweep.logs()
+    ends_as_if_nothing_had_been(sweep, 500)
+    assert max(sweep.attempts().values()) >= 3
+    assert "interrupted: SIGUSR2" in sweep.logs()
 
 
 def test_a_cancelled_job_stays_cancelled_and_the_command_goes_on(slurm: Lab, sweep: SmallSweep) -> None:

@@ -54,7 +54,7 @@ def bench_train(
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
 ) -> None:
-    """Whole training steps on random tokens: medians over interleaved repeats."""
+    """Whole training steps on random tokens beside the dense network's: medians over interleaved repeats."""
     shape: Partial = {"seq_len": seq_len, "vocab_size": vocab}
     if preset is None:
         defaults = {"seq_len": 256, "vocab_size": 512, "bias": False}
@@ -65,8 +65,8 @@ def bench_train(
     else:
         base = {"preset": preset, "model": {k: v for k, v in shape.items() if v is not None}}
     configs = []
-    for structure in names_in(structures):
-        for precision in names_in(precisions):
+    for structure in dict.fromkeys(("dense", *names_in(structures))):
+        for precision in dict.fromkeys(names_in(precisions)):
             given = {**base, "structure": structure, "precision": precision}
             run = resolve(_with_batch(given, batch), "bench")
             length = run.optim.batch_tokens * (warmup + steps * repeats)
@@ -101,6 +101,8 @@ def _with_batch(given: Partial, batch: int | None) -> Partial:
 
 
 def _train_line(row: dict[str, Any]) -> str:
+    if row["structure"] == "all":
+        return f"all: {row['error']}"
     mode = "compiled" if row["compiled"] else "eager"
     head = f"{row['structure']:16} {row['precision']} {mode:8}"
     if "error" in row:
@@ -109,8 +111,17 @@ def _train_line(row: dict[str, Any]) -> str:
     return (
         f"{head} {row['tokens_per_second']:>10,.0f} tokens/s "
         f"({row['tokens_per_second_min']:,.0f}-{row['tokens_per_second_max']:,.0f})  "
-        f"{row['step_ms']:.1f} ms/step  {row['flops_per_second'] / 1e9:.1f} GFLOP/s{used}"
+        f"{row['step_ms']:.1f} ms/step  over dense {_factor(row, 'speedup')}  "
+        f"{row['flops_per_second'] / 1e9:.1f} GFLOP/s{used}"
     )
+
+
+def _factor(row: dict[str, Any], name: str, digits: int = 2) -> str:
+    """A quotient with its range, `x1.50 (1.43-1.55)`; a dash where there was nothing to divide by."""
+    if row.get(name) is None:
+        return "-"
+    middle, low, high = (f"{row[column]:.{digits}f}" for column in (name, f"{name}_min", f"{name}_max"))
+    return f"x{middle} ({low}-{high})"
 
 
 @bench_app.command("ffn")
@@ -282,10 +293,10 @@ def _print_decode(rows: list[dict[str, Any]]) -> None:
         return
     print(f"batch {rows[0]['batch']}, {rows[0]['precision']}")
     for row in rows:
-        over = f"x{row['ms_over_dense']:.3f} ({row['ms_over_dense_min']:.3f}-{row['ms_over_dense_max']:.3f})"
+        wall, processor = (_factor(row, name, 3) for name in ("ms_over_dense", "cpu_ms_over_dense"))
         print(
-            f"  {row['structure']:32} {row['ms']:9.3f} ms a token, over dense {over:22} "
-            f"{row['tokens_per_second']:>9,.0f} tokens/s",
+            f"  {row['structure']:32} {row['ms']:9.3f} ms a token, over dense {wall:22} "
+            f"processor {processor:22} {row['tokens_per_second']:>9,.0f} tokens/s",
             flush=True,
         )
 
@@ -334,8 +345,7 @@ def _print_group(rows: list[dict[str, Any]]) -> None:
             if "error" in row:
                 parts = [str(row["error"])]
                 break
-            speed = f"x{row['speedup']:.2f} ({row['speedup_min']:.2f}-{row['speedup_max']:.2f})"
-            parts.append(f"{row['direction']} {row['ms']:9.2f} ms {speed:19}")
+            parts.append(f"{row['direction']} {row['ms']:9.2f} ms {_factor(row, 'speedup'):19}")
         else:
             parts.append(f"FLOPs x{row['flops_limit']:.2f}")
         print(f"  {name:16} " + "  ".join(parts), flush=True)

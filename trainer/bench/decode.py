@@ -16,7 +16,8 @@ from torch import Tensor
 from trainer.bench.ffn import product_rate
 from trainer.bench.progress import BenchProgress
 from trainer.bench.table import machine
-from trainer.bench.timing import once, out_of_memory, wait_for
+from trainer.bench.timing import Seconds, once, out_of_memory, quotients, wait_for
+from trainer.bench.weights import fill
 from trainer.config import RunConfig
 from trainer.crossover import Crossover, Setting, crossovers, prefers
 from trainer.flops import describe
@@ -31,7 +32,7 @@ from trainer.models.premerge import (
     map_shapes,
     prepare_for_decoding,
 )
-from trainer.models.transformer import Transformer
+from trainer.models.transformer import StructuredLinear, Transformer
 from trainer.presets import run_labels
 
 KEY = (
@@ -88,8 +89,18 @@ class _Contestant:
     made: _Network
     mode: Mode | None
     """None for a network without structured maps."""
-    rounds: list[float] = field(default_factory=list)
+    rounds: list[Seconds] = field(default_factory=list)
     """Seconds a token, one value a round."""
+
+    @property
+    def wall(self) -> list[float]:
+        """Seconds a token by the clock on the wall."""
+        return [taken.wall for taken in self.rounds]
+
+    @property
+    def processor(self) -> list[float]:
+        """Seconds a token that processors worked."""
+        return [taken.processor for taken in self.rounds]
 
     @property
     def label(self) -> str:
@@ -98,21 +109,22 @@ class _Contestant:
         return structure if self.mode is None else f"{structure}, premerge={self.mode}"
 
     @torch.inference_mode()
-    def turn(self, cache: KVCache, position: int, tokens: Tensor) -> float:
+    def turn(self, cache: KVCache, position: int, tokens: Tensor) -> Seconds:
         """Seconds a token over STEPS tokens from `position` on, each the most likely after the one before."""
-        network, device, times = self.made.network, tokens.device, list[float]()
+        network, device, times = self.made.network, tokens.device, list[Seconds]()
         cache.lengths = [position] * len(cache.lengths)
         for step in range(1 + STEPS):
             # A GPU works behind the calls; waiting for each token would slow it.
             if device.type == "cpu" or step == 1:
                 wait_for(device)
-            times.append(time.perf_counter())
+            times.append(Seconds.now())
             tokens = advance(network, cache, tokens).argmax(dim=-1, keepdim=True)
         wait_for(device)
-        times.append(time.perf_counter())
+        times.append(Seconds.now())
         if device.type != "cpu":
-            return (times[-1] - times[1]) / STEPS
-        return statistics.median(b - a for a, b in pairwise(times[1:]))
+            return Seconds(*(whole / STEPS for whole in times[-1].since(times[1])))
+        steps = [after.since(before) for before, after in pairwise(times[1:])]
+        return Seconds(*(statistics.median(clock) for clock in zip(*steps, strict=True)))
 
 
 def build(config: RunConfig, device: torch.device) -> _Network:
@@ -122,6 +134,10 @@ def build(config: RunConfig, device: torch.device) -> _Network:
         torch.manual_seed(0)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
+    draws = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, StructuredLinear):
+            fill(module, draws)
     cast_weights(network.to(device), DTYPES[config.precision])
     shapes = map_shapes(network)
     prepare_for_decoding(network, "always", lambda shape: None)
@@ -236,12 +252,11 @@ def _row(
     memory: Memory,
     device: torch.device,
 ) -> dict[str, Any]:
-    config, rounds = contestant.made.config, contestant.rounds
+    config, rounds = contestant.made.config, contestant.wall
     median, ordered = statistics.median(rounds), sorted(rounds)
-    ratios = []
-    if dense is not None:
-        # Round by round: a disturbance that both met drops out of the quotient.
-        ratios = sorted(a / b for a, b in zip(rounds, dense.rounds, strict=True))
+    # On a GPU, the processor's time is that of calling it.
+    processor = contestant.processor if device.type == "cpu" else []
+    dense_processor = dense.processor if dense and processor else []
     return {
         **run_labels(config),
         "structure": contestant.label,
@@ -259,9 +274,9 @@ def _row(
         "tokens_per_second": batch / median,
         "tokens_per_second_min": batch / ordered[-1],
         "tokens_per_second_max": batch / ordered[0],
-        "ms_over_dense": statistics.median(ratios) if ratios else None,
-        "ms_over_dense_min": ratios[0] if ratios else None,
-        "ms_over_dense_max": ratios[-1] if ratios else None,
+        **quotients("ms_over_dense", rounds, dense.wall if dense else ()),
+        "cpu_ms": 1e3 * statistics.median(processor) if processor else None,
+        **quotients("cpu_ms_over_dense", processor, dense_processor),
         "weight_bytes": memory.weights,
         "merged_bytes": memory.merged,
         "cache_bytes": memory.cache,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +14,15 @@ from torch import Tensor, nn
 
 from trainer.bench.progress import BenchProgress
 from trainer.bench.table import machine
-from trainer.bench.timing import Timing, allow_many_compilations, interleaved, once, out_of_memory
+from trainer.bench.timing import (
+    Timing,
+    allow_many_compilations,
+    interleaved,
+    once,
+    out_of_memory,
+    quotients,
+)
+from trainer.bench.weights import fill
 from trainer.flops import ffn_shapes
 from trainer.messages import validation_line
 from trainer.models.config import ModelConfig
@@ -83,15 +90,12 @@ def contestant(group: Group, structure: str, device: torch.device) -> _Contestan
         model = ModelConfig.model_validate({**fields, "structure": structure})
     except ValidationError as error:
         raise ValueError(validation_line(error, ModelConfig, "ffn")) from None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        ffn = FeedForward(model, model.structure)
-        for part in ffn.modules():
-            if isinstance(part, StructuredLinear):
-                # The draw of a run needs decompositions of whole matrices; speed asks only for numbers.
-                for factor in part.factors.values():
-                    nn.init.normal_(factor, std=part.d_in**-0.5)
-        x, grad = torch.randn(2, 1, group.tokens, group.width)
+    draws = torch.Generator().manual_seed(0)
+    ffn = FeedForward(model, model.structure)
+    for part in ffn.modules():
+        if isinstance(part, StructuredLinear):
+            fill(part, draws)
+    x, grad = torch.randn(2, 1, group.tokens, group.width, generator=draws)
     flops = sum(
         group.tokens * model.structure.flops_per_token(*shape) + model.structure.flops_per_pass(*shape)
         for shape in ffn_shapes(model)
@@ -172,14 +176,14 @@ def _measure(
         if not out_of_memory(error):
             raise
         yield {**_labels(group, "all"), "error": "out of memory with all structures side by side"}
+        yield from refused
         return
     for name, made in running.items():
         for direction, passes in DIRECTIONS.items():
             timing = timings[f"{name} {direction}"]
             dense = timings.get(f"dense {direction}")
             row = _row(timing, dense, passes * made.flops)
-            if "dense" in running:
-                row["flops_limit"] = running["dense"].flops / made.flops
+            row["flops_limit"] = group.dense_flops() / made.flops
             yield {**_labels(group, name), "direction": direction, **row, **machine(device)}
     yield from refused
 
@@ -195,15 +199,11 @@ def _labels(group: Group, structure: str) -> dict[str, Any]:
 
 
 def _row(timing: Timing, dense: Timing | None, flops: int) -> dict[str, Any]:
-    row: dict[str, Any] = {
+    return {
         "ms": 1e3 * timing.median,
         "ms_min": 1e3 * timing.fastest,
         "ms_max": 1e3 * timing.slowest,
         "repeats": len(timing.seconds),
         "flops_per_second": flops / timing.median,
+        **quotients("speedup", dense.seconds if dense else (), timing.seconds),
     }
-    if dense is not None:
-        # Round by round: a disturbance that both met drops out of the quotient.
-        ratios = sorted(d / s for d, s in zip(dense.seconds, timing.seconds, strict=True))
-        row |= {"speedup": statistics.median(ratios), "speedup_min": ratios[0], "speedup_max": ratios[-1]}
-    return row

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -33,6 +34,23 @@ class Timing:
     def slowest(self) -> float:
         """Most seconds."""
         return max(self.seconds)
+
+
+class Seconds(NamedTuple):
+    """A moment, or the time between two, by both clocks."""
+
+    wall: float
+    processor: float
+    """What all threads of this process have computed; time in which others had the cores is not in it."""
+
+    @classmethod
+    def now(cls) -> Seconds:
+        """The present moment."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, start: Seconds) -> Seconds:
+        """The time from `start` to this moment."""
+        return Seconds(self.wall - start.wall, self.processor - start.processor)
 
 
 def wait_for(device: torch.device) -> None:
@@ -85,6 +103,16 @@ def interleaved(
             on_call()
         done += 1
     return timings
+
+
+def quotients(name: str, upper: Sequence[float], lower: Sequence[float]) -> dict[str, float | None]:
+    """Columns NAME, NAME_min and NAME_max: median, least and largest of upper / lower, round by round.
+
+    Round by round: a disturbance that both met drops out.  None each where there is nothing to divide.
+    """
+    ratios = sorted(a / b for a, b in zip(upper, lower, strict=True)) if upper and lower else []
+    values = (statistics.median(ratios), ratios[0], ratios[-1]) if ratios else (None, None, None)
+    return dict(zip((name, f"{name}_min", f"{name}_max"), values, strict=True))
 
 
 def out_of_memory(error: BaseException) -> bool:

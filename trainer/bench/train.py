@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trainer.bench.progress import BenchProgress
 from trainer.bench.table import machine
-from trainer.bench.timing import Timing, allow_many_compilations, interleaved, out_of_memory
+from trainer.bench.timing import Timing, allow_many_compilations, interleaved, out_of_memory, quotients
 from trainer.config import RunConfig
 from trainer.device import peak_flops, prepare_device, select_device
 from trainer.distributed import World
@@ -38,6 +38,16 @@ class _Contestant:
         self.inputs, self.targets = tokens[:, :-1].copy(), tokens[:, 1:].copy()
         self.done = 0
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether others are held against it."""
+        return self.config.model.structure.kind == "dense"
+
+    @property
+    def twins(self) -> tuple[str, bool]:
+        """What it shares with those that differ from it in their structure only."""
+        return self.config.precision, self.compiled
+
     def run(self, steps: int) -> None:
         """Do `steps` updates."""
         for _ in range(steps):
@@ -56,8 +66,9 @@ def bench_train(
     """Time every configuration under every execution, in turn, `repeats` times `steps` steps.
 
     Returns a row each: median, fastest and slowest tokens per second over the repeats, milliseconds a step,
-    achieved FLOP/s and, where the peak is known, utilisation.  A configuration that does not fit the memory
-    gives a row with `error` set; all of them are held side by side.
+    speed-up over the dense network of the same precision and execution (None where there is none), achieved
+    FLOP/s and, where the peak is known, utilisation.  A configuration that does not fit the memory gives a
+    row with `error` set; all of them are held side by side, and where they do not fit so, one row says it.
     """
     device = select_device(executions[0])
     prepare_device(executions[0], device)
@@ -79,8 +90,18 @@ def bench_train(
             progress.call()
     progress.phase(f"{len(running)} configurations in turn, {repeats} rounds of {steps} steps")
     actions = {name: _steps(made, steps) for name, made in running.items()}
-    timings = interleaved(actions, device, repeats, warmup=0, on_call=progress.call)
-    return [*(_row(made, timings[name], steps) for name, made in running.items()), *rows]
+    try:
+        timings = interleaved(actions, device, repeats, warmup=0, on_call=progress.call)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return [
+            {"structure": "all", "error": "out of memory with all configurations side by side"},
+            *rows,
+        ]
+    dense = {made.twins: timings[name] for name, made in running.items() if made.is_dense}
+    measured = [_row(made, timings[name], dense.get(made.twins), steps) for name, made in running.items()]
+    return [*measured, *rows]
 
 
 def _steps(made: _Contestant, steps: int) -> Any:
@@ -98,7 +119,7 @@ def _labels(config: RunConfig, compiled: bool) -> dict[str, Any]:
     }
 
 
-def _row(made: _Contestant, timing: Timing, steps: int) -> dict[str, Any]:
+def _row(made: _Contestant, timing: Timing, dense: Timing | None, steps: int) -> dict[str, Any]:
     config = made.config
     tokens = config.optim.batch_tokens * steps
     peak = peak_flops(made.device, config.precision)
@@ -109,6 +130,7 @@ def _row(made: _Contestant, timing: Timing, steps: int) -> dict[str, Any]:
         "tokens_per_second_min": tokens / timing.slowest,
         "tokens_per_second_max": tokens / timing.fastest,
         "step_ms": 1000 * timing.median / steps,
+        **quotients("speedup", dense.seconds if dense else (), timing.seconds),
         "flops_per_second": achieved,
         "utilisation": achieved / peak if peak else None,
         **machine(made.device),

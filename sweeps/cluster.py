@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sweeps.errors import SweepError
 from sweeps.packing import Array
 from sweeps.slurm import command
-from sweeps.submission import LOGS, Submission
+from sweeps.submission import LOGS, THEN, Submission
 
 if TYPE_CHECKING:
     from submitit.slurm.slurm import SlurmExecutor
@@ -108,7 +108,7 @@ def then_batch(submission: Submission, steps: str, after: list[str]) -> Batch:
         THEN_MINUTES,
         f"{python} -u -m sweeps.job then {shlex.quote(str(submission.path))} {steps}",
         more={"dependency": f"afterany:{':'.join(after)}"} if after else {},
-        job_name=f"{submission.name}.then",
+        job_name=f"{submission.name}{THEN}",
         nodes=1,
         ntasks_per_node=1,
         gpus_per_node=None,

@@ -19,7 +19,7 @@ from sweeps.queued import as_json as jobs_json
 from sweeps.queued import lines as job_lines
 from sweeps.queued import look_up
 from sweeps.report import last_lines, state_counts, status_rows, status_table
-from sweeps.session import ask_to_stop, read_record, recorded_sweeps, write_record
+from sweeps.session import ask_to_stop, read_record, recorded_sweeps, stop_mark, write_record
 from sweeps.slurm import cancel_pending
 from sweeps.sweepfile import find_sweep, load_sweep
 from sweeps.text import plural, table
@@ -106,15 +106,17 @@ def show_run(target: str, results: Path, as_json: bool) -> None:
 def logs_of(target: str, results: Path, follow: bool, lines: int) -> None:
     """Print the end of the logs of a run or of each run of a sweep, and with `follow` what comes."""
     ledger = Ledger(results)
-    ids = [run_id for run_id in _runs_of(target, ledger) if ledger.run_dir(run_id).is_dir()]
-    if not ids:
+    ids = _runs_of(target, ledger)
+    begun = [run_id for run_id in ids if ledger.run_dir(run_id).is_dir()]
+    # One that was queued begins when Slurm has room, and can be followed until then.
+    if not begun and not (follow and read_record(results, Path(target).stem) is not None):
         raise SweepError(f"no run of '{target}' has been started in {results}; there is nothing to show")
-    files = {path: run_id for run_id in ids for path in _log_files(ledger, run_id)}
+    files = {path: run_id for run_id in begun for path in _log_files(ledger, run_id)}
     for path, run_id in files.items():
         print(f"==> {run_id} {path.name}")
         print("\n".join(last_lines(path, lines * BYTES_A_LINE).splitlines()[-lines:]))
     if follow:
-        _follow(ledger, ids, files)
+        _follow(ledger, ids, files, Path(target).stem)
 
 
 def _log_files(ledger: Ledger, run_id: str) -> list[Path]:
@@ -123,11 +125,15 @@ def _log_files(ledger: Ledger, run_id: str) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
 
 
-def _follow(ledger: Ledger, ids: list[str], files: dict[Path, str]) -> None:
-    """Print what is added to the logs until every run has ended."""
+def _follow(ledger: Ledger, ids: list[str], files: dict[Path, str], sweep: str) -> None:
+    """Print what is added to the logs until every run has ended, or all were told to stop and have."""
     positions = {path: path.stat().st_size for path in files}
+    asked = stop_mark(ledger.results, sweep)
     try:
         while True:
+            # Asked before the files are read: what a run wrote last is shown.
+            states = {state.state for state in ledger.scan(ids).values()}
+            stopped = stop_mark(ledger.results, sweep) != asked and "running" not in states
             for run_id in ids:
                 for path in (ledger.run_dir(run_id) / name for name in (METRICS, LOG)):
                     if not path.is_file():
@@ -139,7 +145,7 @@ def _follow(ledger: Ledger, ids: list[str], files: dict[Path, str]) -> None:
                         positions[path] = file.tell()
                     for line in text.splitlines():
                         print(f"{run_id} {line}" if len(ids) > 1 else line, flush=True)
-            if all(ledger.state(run_id).state in ("done", "diverged", "failed") for run_id in ids):
+            if stopped or states <= {"done", "diverged", "failed", "corrupt"}:
                 return
             time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:

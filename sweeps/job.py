@@ -96,12 +96,17 @@ def begin(share: Share) -> Diary:
         starts=before.starts + 1,
         idle=idle,
         progress=progress,
+        restart=_restarts(),
         job=slurm.this_job(os.environ),
         host=socket.gethostname(),
         started=time.time(),
     )
     write_diary(share.diary, diary)
     return diary
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def out_of_budget(share: Share, diary: Diary) -> str | None:
@@ -277,8 +282,10 @@ def after(share: Share, code: int) -> int:
     diary = read_diary(share.diary)
     job = slurm.this_job(os.environ)
     state = slurm.state_of(job) if job is not None else None
-    if diary.outcome is None and not diary.starts:
-        diary = replace(diary, starts=1)
+    if diary.restart != _restarts():
+        # The step died before it could begin: a start in which nothing was gained.
+        begun = Diary(diary.starts + 1, diary.idle + 1, diary.progress, _restarts(), job)
+        diary = replace(begun, host=socket.gethostname(), started=time.time())
     budget = out_of_budget(share, diary)
     what, why = decide(diary, state, len(share.open_runs()), budget)
     _say(f"{what}: {why} (step's exit code {code}, Slurm says {state})")

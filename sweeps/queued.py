@@ -13,6 +13,7 @@ from sweeps.session import read_session
 from sweeps.submission import (
     LOGS,
     SESSION,
+    THEN,
     Diary,
     Submission,
     prefix,

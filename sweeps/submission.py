@@ -29,6 +29,8 @@ from trainer.errors import RunDirError
 from trainer.rundir import io_errors, read_json, write_atomic, write_json
 
 SESSION, ARRAYS, RECORD, JOBS, LOGS = "session.json", "arrays.json", "record.json", "jobs", "logs"
+THEN = ".then"
+"""Ends the name of the job that fits and draws afterwards."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ class Diary:
     """Starts in a row, the last ones, before which no step had been gained since the start before."""
     progress: int = 0
     """Steps of its runs at the last start."""
+    restart: int = -1
+    """Slurm's count of restarts at the last start."""
     job: str | None = None
     """Slurm's id."""
     host: str | None = None

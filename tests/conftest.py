@@ -18,6 +18,8 @@ from trainer.flops import describe
 from trainer.presets import run_labels
 from trainer.rundir import write_result
 
+pytest.register_assert_rewrite("conformance", "slurm.sweep")
+
 ROOT = Path(__file__).parent.parent
 
 TINY = """

@@ -7,20 +7,35 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import pbkdf2_hmac
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
+from trainer.bench import decode, ffn, train
+from trainer.bench.commands import bench_app
 from trainer.bench.ffn import Group, contestant
 from trainer.bench.table import merge_rows, read_rows
-from trainer.bench.timing import interleaved, out_of_memory
+from trainer.bench.timing import Seconds, interleaved, out_of_memory, quotients
 from trainer.errors import TrainerError
 from trainer.flops import flops_per_step, flops_per_token
+from trainer.models.transformer import StructuredLinear
 from trainer.presets import resolve
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def threads_stay() -> Iterator[None]:
+    """Commands that run in this process set them."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -46,6 +61,26 @@ def test_short_calls_are_repeated_until_they_took_long_enough() -> None:
 def test_a_deadline_leaves_one_round() -> None:
     timings = interleaved({"a": lambda: None, "b": lambda: None}, CPU, 100, deadline=time.perf_counter())
     assert [len(timing.seconds) for timing in timings.values()] == [1, 1]
+
+
+def test_quotients_are_taken_round_by_round() -> None:
+    assert quotients("x", [2.0, 8.0, 9.0], [1.0, 2.0, 3.0]) == {"x": 3.0, "x_min": 2.0, "x_max": 4.0}
+    assert quotients("x", [], [1.0]) == quotients("x", [1.0], []) == {"x": None, "x_min": None, "x_max": None}
+
+
+def test_processor_time_leaves_out_waiting_and_counts_every_thread() -> None:
+    start = Seconds.now()
+    time.sleep(0.1)
+    slept = Seconds.now().since(start)
+    assert slept.wall >= 0.1 and slept.processor < 0.05
+    start = Seconds.now()
+    with ThreadPoolExecutor(2) as pool:
+        # Both let go of the interpreter while they work.
+        list(pool.map(lambda seed: pbkdf2_hmac("sha256", seed, b"", 300_000), (b"a", b"b")))
+    worked = Seconds.now().since(start)
+    alone = Seconds.now()
+    pbkdf2_hmac("sha256", b"a", b"", 300_000)
+    assert worked.processor > 1.5 * Seconds.now().since(alone).processor
 
 
 def test_rows_replace_their_like_and_leave_other_machines_alone(tmp_path: Path) -> None:
@@ -83,6 +118,22 @@ def test_what_is_timed_is_a_whole_ffn_with_all_its_gradients(structure: str) -> 
         made.forward()
     assert made.flops == counter.get_total_flops()
     assert any(p.ndim == 1 for p in made.ffn.parameters()), "no bias"
+
+
+def degenerate(network: torch.nn.Module) -> bool:
+    """Whether a sparse part has several entries in one place."""
+    layers = [part for part in network.modules() if isinstance(part, StructuredLinear)]
+    supports = [layer.weights["support"] for layer in layers if layer.structure.kind == "sltrain"]
+    assert supports
+    return any(support.unique().numel() < support.numel() for support in supports)
+
+
+def test_a_sparse_part_is_timed_on_a_support_as_a_run_draws_it() -> None:
+    assert not degenerate(contestant(Group(64, 32, "fp32", False), "sltrain-63", CPU).ffn)
+    model = {"d_model": 32, "n_layers": 3, "n_heads": 4, "seq_len": 16, "vocab_size": 20}
+    optim = {"peak_lr": 1e-3, "batch_tokens": 16}
+    config = resolve({"model": model, "structure": "sltrain-63", "tokens": 16, "optim": optim}, "t")
+    assert not degenerate(decode.build(config, CPU).network)
 
 
 def test_running_out_of_memory_is_told_from_other_failures() -> None:
@@ -132,6 +183,79 @@ def test_train_command_measures_a_preset_with_fewer_sequences(tmp_path: Path) ->
         assert row["flops_per_second"] == pytest.approx(flops * row["tokens_per_second"] / 256)
     assert flops > 256 * flops_per_token(model)
     assert len(read_rows(tmp_path / "tables" / "bench" / "train.csv")) == 2
+
+
+TINY = ("--d-model", "16", "--n-layers", "2", "--n-heads", "2", "--vocab", "16", "--device", "cpu")
+TINY_TRAIN = (
+    *TINY, "--seq-len", "8", "--batch", "2", "--steps", "1", "--warmup", "1", "--threads", "1",
+    "--precisions", "fp32",
+)  # fmt: skip
+
+
+def test_training_is_held_against_dense_and_old_rows_stay(tmp_path: Path) -> None:
+    path = tmp_path / "tables" / "bench" / "train.csv"
+    old = {**dict.fromkeys(train.KEY, "1"), "device": "old", "tokens_per_second": 5.0}
+    merge_rows(path, [old], train.KEY)
+    arguments = ("train", *TINY_TRAIN, "--structures", "lowrank-32, lowrank-63", "--repeats", "4")
+    ran = CliRunner().invoke(bench_app, [*arguments, "--results", str(tmp_path)])
+    assert ran.exit_code == 0, ran.output
+    lines = [line for line in ran.stdout.splitlines() if " over dense x" in line]
+    assert [line.split()[0] for line in lines] == ["dense", "lowrank-32", "lowrank-63"]
+    rows = {row["structure"]: row for row in read_rows(path)}
+    assert (rows["1"]["tokens_per_second"], rows["1"]["speedup"]) == ("5", "")
+    spread = [
+        [float(rows[n][f"speedup{end}"]) for end in ("_min", "", "_max")] for n in ("dense", "lowrank-32")
+    ]
+    assert spread[0] == [1, 1, 1] and spread[1] == sorted(spread[1]) and spread[1][0] < spread[1][2]
+
+
+def no_memory(*arguments: object, **more: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_training_that_fits_alone_but_not_side_by_side_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "interleaved", no_memory)
+    arguments = ["train", *TINY_TRAIN, "--structures", "lowrank-32", "--results", str(tmp_path)]
+    ran = CliRunner().invoke(bench_app, arguments)
+    assert ran.exit_code == 0 and ran.exception is None, ran.output
+    assert ran.stdout.splitlines() == ["all: out of memory with all configurations side by side"]
+    assert not read_rows(tmp_path / "tables" / "bench" / "train.csv")
+
+
+def test_ffns_are_shown_where_the_dense_one_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(group: Group, structure: str, device: torch.device) -> ffn._Contestant:
+        if structure == "dense":
+            no_memory()
+        return contestant(group, structure, device)
+
+    monkeypatch.setattr(ffn, "contestant", small)
+    arguments = ["ffn", "--widths", "32", "--tokens", "32", "--structures", "lowrank-32", "--repeats", "1"]
+    ran = CliRunner().invoke(bench_app, [*arguments, "--device", "cpu", "--results", str(tmp_path)])
+    assert ran.exit_code == 0, ran.output
+    dense, structured = (next(li for li in ran.stdout.splitlines() if n in li) for n in ("dense", "lowrank"))
+    assert "out of memory" in dense and "FLOPs x3.2" in structured and "ms -" in structured
+    rows = read_rows(tmp_path / "tables" / "bench" / "ffn.csv")
+    assert [(row["structure"], row["speedup"]) for row in rows] == [("lowrank-32", "")] * 2
+
+
+def test_generation_is_timed_by_the_processor_too(tmp_path: Path) -> None:
+    arguments = (
+        "decode", *TINY, "--structures", "lowrank-32", "--premerge", "never", "--batches", "1", "--length",
+        "16", "--repeats", "5", "--threads", "1",
+    )  # fmt: skip
+    ran = CliRunner().invoke(bench_app, [*arguments, "--results", str(tmp_path)])
+    assert ran.exit_code == 0, ran.output
+    rows = {row["structure"]: row for row in read_rows(tmp_path / "tables" / "bench" / "decode.csv")}
+    assert {float(rows["dense"][f"cpu_ms_over_dense{end}"]) for end in ("", "_min", "_max")} == {1.0}
+    row = rows["lowrank-32, premerge=never"]
+    low, middle, high = (float(row[f"cpu_ms_over_dense{end}"]) for end in ("_min", "", "_max"))
+    assert low <= middle <= high and low < high
+    # One thread: the clock of the processor runs no faster than the one on the wall.
+    assert 0 < float(row["cpu_ms"]) <= 1.05 * float(row["ms"])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from trainer.__main__ import main
 from trainer.bench.table import read_rows
 from trainer.checkpoint import load_weights
 from trainer.corpora import fingerprint, prepare
+from trainer.errors import ConfigError
 from trainer.execution import Execution
 from trainer.generate import find_run
 from trainer.loop import train
@@ -197,6 +198,11 @@ def test_without_a_prompt_as_many_windows_as_there_are_will_do(
     assert command(monkeypatch, "generate", run, *options) == 0, capsys.readouterr().err
     prompts = sorted(row["prompt_ids"] for row in json.loads(capsys.readouterr().out)["rows"])
     assert prompts == sorted([ids[:16].tolist(), ids[32:48].tolist()])
+    # A corpus that lost them, as another user's may have: no window to begin from.
+    found = find_run(run, tmp_path)
+    found.corpus.n_heldout_tokens = 32
+    with pytest.raises(ConfigError, match="no held-out window of 32 tokens to begin from; give --prompt"):
+        found.heldout_prompts(3)
 
 
 def test_mistakes_are_one_line(

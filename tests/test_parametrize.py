@@ -204,6 +204,9 @@ def test_the_report_names_what_is_not_flat_at_either_end() -> None:
     other = report(slopes(power_rows(0, logits=-1.0) + power_rows(5, logits=0.0)))
     assert "logits -1.00" in other
     assert "design" not in other
+    paper = [{**row, "parametrization": "paper"} for row in rows]
+    assert "logits -0.50" in report(slopes(paper))
+    assert "design" not in report(slopes(paper))
     assert "step:\nnothing" in report(slopes(power_rows(0, ffn=0.0) + power_rows(5, ffn=0.0)))
 
 

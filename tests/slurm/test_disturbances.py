@@ -92,7 +92,7 @@ def test_the_time_limit_twice_in_one_run(slurm: Lab, tmp_path: Path) -> None:
     undisturbed(probe)
     results = [json.loads(path.read_text()) for path in probe.folder.rglob("result.json")]
     speed = min(result["steps"] / result["seconds"] for result in results)
-    sweep = SmallSweep(tmp_path, steps=int(90 * speed), slurm={"time": 2, "notice": 80})
+    sweep = SmallSweep(tmp_path, steps=int(75 * speed), slurm={"time": 2, "notice": 80})
     sweep.submit()
     ends_as_if_nothing_had_been(sweep, 500)
     assert max(sweep.attempts().values()) >= 3
@@ -163,6 +163,15 @@ def test_status_without_a_controller_says_so_and_goes_on(slurm: Lab, sweep: Smal
     finally:
         slurm.controller_start()
     ends_as_if_nothing_had_been(sweep)
+
+
+def test_budgets_stop_a_job_that_cannot_even_begin(slurm: Lab, tmp_path: Path) -> None:
+    """Its step is killed by its own setup each time before the program has written a word."""
+    sweep = SmallSweep(tmp_path, slurm={"idle_restarts": 2, "srun": ["--ntasks=0"]})
+    sweep.submit()
+    wait_until(lambda: sweep.logs().count("give up: no step gained in 2 restarts") == 2, 120, sweep.logs)
+    assert not live_jobs(sweep)
+    assert sweep.counts() == {"new": 2}
 
 
 def test_budgets_stop_a_job_that_gains_nothing(slurm: Lab, tmp_path: Path) -> None:

@@ -43,10 +43,20 @@ status: $(STAMP) ## what has been run
 figures: $(STAMP) ## redraw every figure and table from tracked tables, no training
 	$(BIN)/python -m analysis figures
 
+# bf16 is small, since a processor without its instructions emulates it. Narrow networks have one thread: the
+# wait of a second one for so little work would count as processor time.
+BENCHED := dense,lowrank-32,blockdense-32,blockshuffle-32
 bench: $(STAMP) ## speed of this machine, structures interleaved (several minutes); tables and figures
 	$(BIN)/python -m trainer bench ffn
-	$(BIN)/python -m trainer bench train --structures dense,lowrank-32,blockdense-32,blockshuffle-32 --precisions fp32
+	$(BIN)/python -m trainer bench ffn --widths 1024 --tokens 128,512,2048 --structures $(BENCHED) --max-seconds 60
+	$(BIN)/python -m trainer bench ffn --widths 256 --tokens 512 --precisions bf16 --structures $(BENCHED) --max-seconds 60
+	$(BIN)/python -m trainer bench ffn --widths 1024 --tokens 2048 --compile --structures $(BENCHED) --max-seconds 60
+	$(BIN)/python -m trainer bench train --structures $(BENCHED) --precisions fp32
 	$(BIN)/python -m trainer bench decode
+	for width in 64 128 256; do \
+	  $(BIN)/python -m trainer bench decode --d-model $$width --batches 1 --threads 1 --repeats 200 --max-seconds 60 \
+	    || exit 1; \
+	done
 	$(BIN)/python -m analysis figures
 
 mlflow-ui: $(STAMP) ## browse the runs at http://127.0.0.1:5000

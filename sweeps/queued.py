@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from sweeps.submission import (
 from sweeps.text import plural
 
 ENDED = "ended"
-UNKNOWN_STATE = "gone"
+GONE = "gone"
+NOT_KNOWN = "not known"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class QueuedJob:
     job_id: str | None
     """Slurm's id; None where it was never queued."""
     state: str
-    """Slurm's state; "ended" or "gone" where it has forgotten the job (after a last word, or without)."""
+    """Slurm's state; "ended" or "gone" where it has forgotten the job (after a last word, or without); "not
+    known" where Slurm could not be asked."""
     reason: str
     """Why it waits, where it runs, or how it ended."""
 
@@ -81,9 +83,7 @@ class Queued:
         """Runs that some live job will train: one that was told to stop only ends what it is at."""
         live = {job.submission.name: job.submission for job in self.live}
         stopped = {name for name, one in live.items() if read_session(one.path / SESSION).stop_asked}
-        return {
-            run_id for job in self.live if job.submission.name not in stopped for run_id in job.run_ids
-        }
+        return {run_id for job in self.live if job.submission.name not in stopped for run_id in job.run_ids}
 
 
 def look_up(results: Path, sweep: str) -> Queued:
@@ -98,8 +98,10 @@ def look_up(results: Path, sweep: str) -> Queued:
         problem = str(error)
     by_id = {job.id: job for job in queue}
     jobs = [job for one in found for job in _jobs(one, queue, by_id)]
-    silent = [job for job in jobs if job.state == UNKNOWN_STATE and job.job_id is not None]
-    if silent and problem is None:
+    silent = [job for job in jobs if job.state == GONE and job.job_id is not None]
+    if problem is not None:
+        jobs = [replace(job, state=NOT_KNOWN, reason="") if job.state == GONE else job for job in jobs]
+    elif silent:
         past = slurm.history(job.job_id.partition("_")[0] for job in silent if job.job_id is not None)
         jobs = [_with_history(job, past) for job in jobs]
     # By their whole names: sweeps of other results folders may be called the same.
@@ -138,13 +140,13 @@ def _from_diary(
     if job_id is None:
         return QueuedJob(submission, array, index, None, ENDED, "never queued")
     if diary.outcome is None:
-        return QueuedJob(submission, array, index, job_id, UNKNOWN_STATE, "ended without a word")
+        return QueuedJob(submission, array, index, job_id, GONE, "ended without a word")
     return QueuedJob(submission, array, index, job_id, ENDED, diary.message or diary.outcome)
 
 
 def _with_history(job: QueuedJob, past: dict[str, slurm.Job]) -> QueuedJob:
     known = past.get(job.job_id or "")
-    if job.state != UNKNOWN_STATE or known is None:
+    if job.state != GONE or known is None:
         return job
     return QueuedJob(job.submission, job.array, job.index, job.job_id, known.state, "says accounting")
 
@@ -173,7 +175,7 @@ def lines(queued: Queued) -> list[str]:
 
 
 def _is_trouble(job: QueuedJob) -> bool:
-    return job.state == UNKNOWN_STATE or job.reason.startswith("give up") or job.state in TROUBLE
+    return job.state == GONE or job.reason.startswith("give up") or job.state in TROUBLE
 
 
 TROUBLE = frozenset("FAILED OUT_OF_MEMORY TIMEOUT NODE_FAIL BOOT_FAIL DEADLINE".split())

@@ -268,11 +268,9 @@ class Conformance:
         self, bench: Callable[..., Bench], reference: Callable[[Bench], dict[str, Any]]
     ) -> None:
         one = bench(steps=120, at_once=1)
-        ids = one.ids
-        one.tamper(**dict.fromkeys(ids, "slow"))
+        one.tamper(**dict.fromkeys(one.ids, "slow"))
         first = one.start()
         one.wait_steps(10)
-        running = one.states().index("running")
         follower = one.popen(*one.sweep.command("logs", "-f", one.file))
         text = one.sweep("status", one.file, "--check", code=1)
         assert "2 runs: 1 new, 1 running" in text
@@ -296,7 +294,7 @@ class Conformance:
         one.finish(third)
         assert one.states() == ["done", "done"]
         assert one.sweep.losses() == reference(one)
-        assert one.begun() == {ids[running]: 3, ids[1 - running]: 1}
+        assert sum(one.begun().values()) == 4
 
     @pytest.mark.parametrize("how", ["later", "together"])
     def test_a_second_run_trains_nothing_twice(
@@ -311,7 +309,6 @@ class Conformance:
         second = one.start()
         if how == "later" and one.executor.detached:
             assert "nothing to queue" in second.communicate(timeout=SECONDS)[0]
-            one.tamper()
             assert len(one.executor.jobs()) == 2
         one.tamper()
         for process in (first, second):

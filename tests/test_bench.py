@@ -21,7 +21,7 @@ from trainer.bench import decode, ffn, train
 from trainer.bench.commands import bench_app
 from trainer.bench.ffn import Group, contestant
 from trainer.bench.table import merge_rows, read_rows
-from trainer.bench.timing import Seconds, interleaved, out_of_memory, quotients
+from trainer.bench.timing import Seconds, interleaved, median_interval, out_of_memory, quotients
 from trainer.errors import TrainerError
 from trainer.flops import flops_per_step, flops_per_token
 from trainer.models.transformer import StructuredLinear
@@ -66,6 +66,14 @@ def test_a_deadline_leaves_one_round() -> None:
 def test_quotients_are_taken_round_by_round() -> None:
     assert quotients("x", [2.0, 8.0, 9.0], [1.0, 2.0, 3.0]) == {"x": 3.0, "x_min": 2.0, "x_max": 4.0}
     assert quotients("x", [], [1.0]) == quotients("x", [1.0], []) == {"x": None, "x_min": None, "x_max": None}
+
+
+def test_interval_of_a_median_by_the_tables_of_order_statistics() -> None:
+    assert median_interval(range(1, 6)) == (None, None)
+    assert median_interval([3, 1, 2, 6, 5, 4]) == (1, 6)
+    # Ranks 6 and 15 of 20, 40 and 61 of 100, as printed in tables of the binomial distribution.
+    assert median_interval(range(1, 21)) == (6, 15)
+    assert median_interval(range(1, 101)) == (40, 61)
 
 
 def test_processor_time_leaves_out_waiting_and_counts_every_thread() -> None:
@@ -245,7 +253,7 @@ def test_ffns_are_shown_where_the_dense_one_does_not_fit(
 def test_generation_is_timed_by_the_processor_too(tmp_path: Path) -> None:
     arguments = (
         "decode", *TINY, "--structures", "lowrank-32", "--premerge", "never", "--batches", "1", "--length",
-        "16", "--repeats", "5", "--threads", "1",
+        "16", "--repeats", "8", "--threads", "1",
     )  # fmt: skip
     ran = CliRunner().invoke(bench_app, [*arguments, "--results", str(tmp_path)])
     assert ran.exit_code == 0, ran.output
@@ -254,6 +262,8 @@ def test_generation_is_timed_by_the_processor_too(tmp_path: Path) -> None:
     row = rows["lowrank-32, premerge=never"]
     low, middle, high = (float(row[f"cpu_ms_over_dense{end}"]) for end in ("_min", "", "_max"))
     assert low <= middle <= high and low < high
+    # Of eight rounds the interval is from the least to the most.
+    assert (float(row["cpu_ms_over_dense_low"]), float(row["cpu_ms_over_dense_high"])) == (low, high)
     # One thread: the clock of the processor runs no faster than the one on the wall.
     assert 0 < float(row["cpu_ms"]) <= 1.05 * float(row["ms"])
 

@@ -116,12 +116,13 @@ def _train_line(row: dict[str, Any]) -> str:
     )
 
 
-def _factor(row: dict[str, Any], name: str, digits: int = 2) -> str:
+def _factor(row: dict[str, Any], name: str, digits: int = 2, ends: tuple[str, str] = ("min", "max")) -> str:
     """A quotient with its range, `x1.50 (1.43-1.55)`; a dash where there was nothing to divide by."""
-    if row.get(name) is None:
+    middle, low, high = (row.get(column) for column in (name, *(f"{name}_{end}" for end in ends)))
+    if middle is None:
         return "-"
-    middle, low, high = (f"{row[column]:.{digits}f}" for column in (name, f"{name}_min", f"{name}_max"))
-    return f"x{middle} ({low}-{high})"
+    spread = "" if low is None else f" ({low:.{digits}f}-{high:.{digits}f})"
+    return f"x{middle:.{digits}f}{spread}"
 
 
 @bench_app.command("ffn")
@@ -287,13 +288,17 @@ def _structured(run: RunConfig) -> bool:
 
 
 def _print_decode(rows: list[dict[str, Any]]) -> None:
-    """A batch size: ms a token, and that over the dense network's."""
+    """A batch size: ms a token, and that over the dense network's, by the clock and in processor time."""
     if "error" in rows[0]:
         print(f"batch {rows[0]['batch']}: {rows[0]['error']}", flush=True)
         return
-    print(f"batch {rows[0]['batch']}, {rows[0]['precision']}")
+    print(
+        f"batch {rows[0]['batch']}, {rows[0]['precision']}: medians of {rows[0]['repeats']} rounds "
+        "(least to most; processor time over dense: 95 % interval of the median)"
+    )
     for row in rows:
-        wall, processor = (_factor(row, name, 3) for name in ("ms_over_dense", "cpu_ms_over_dense"))
+        wall = _factor(row, "ms_over_dense", 3)
+        processor = _factor(row, "cpu_ms_over_dense", 3, ("low", "high"))
         print(
             f"  {row['structure']:32} {row['ms']:9.3f} ms a token, over dense {wall:22} "
             f"processor {processor:22} {row['tokens_per_second']:>9,.0f} tokens/s",

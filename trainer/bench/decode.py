@@ -16,7 +16,15 @@ from torch import Tensor
 from trainer.bench.ffn import product_rate
 from trainer.bench.progress import BenchProgress
 from trainer.bench.table import machine
-from trainer.bench.timing import Seconds, once, out_of_memory, quotients, wait_for
+from trainer.bench.timing import (
+    Seconds,
+    divided,
+    median_interval,
+    once,
+    out_of_memory,
+    quotients,
+    wait_for,
+)
 from trainer.bench.weights import fill
 from trainer.config import RunConfig
 from trainer.crossover import Crossover, Setting, crossovers, prefers
@@ -257,6 +265,7 @@ def _row(
     # On a GPU, the processor's time is that of calling it.
     processor = contestant.processor if device.type == "cpu" else []
     dense_processor = dense.processor if dense and processor else []
+    low, high = median_interval(divided(processor, dense_processor))
     return {
         **run_labels(config),
         "structure": contestant.label,
@@ -277,6 +286,8 @@ def _row(
         **quotients("ms_over_dense", rounds, dense.wall if dense else ()),
         "cpu_ms": 1e3 * statistics.median(processor) if processor else None,
         **quotients("cpu_ms_over_dense", processor, dense_processor),
+        "cpu_ms_over_dense_low": low,
+        "cpu_ms_over_dense_high": high,
         "weight_bytes": memory.weights,
         "merged_bytes": memory.merged,
         "cache_bytes": memory.cache,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -110,9 +111,28 @@ def quotients(name: str, upper: Sequence[float], lower: Sequence[float]) -> dict
 
     Round by round: a disturbance that both met drops out.  None each where there is nothing to divide.
     """
-    ratios = sorted(a / b for a, b in zip(upper, lower, strict=True)) if upper and lower else []
+    ratios = sorted(divided(upper, lower))
     values = (statistics.median(ratios), ratios[0], ratios[-1]) if ratios else (None, None, None)
     return dict(zip((name, f"{name}_min", f"{name}_max"), values, strict=True))
+
+
+def divided(upper: Sequence[float], lower: Sequence[float]) -> list[float]:
+    """The quotients upper / lower, round by round; empty where one of them is."""
+    return [a / b for a, b in zip(upper, lower, strict=True)] if upper and lower else []
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of the median of what `values` are drawn from; none below six values.
+
+    Between two order statistics, so that nothing is assumed of the distribution but independent draws
+    (Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2).
+    """
+    ordered, n = sorted(values), len(values)
+    rank, below = 0, 0.5**n
+    while below <= 0.025:
+        rank += 1
+        below += math.comb(n, rank) * 0.5**n
+    return (ordered[rank - 1], ordered[n - rank]) if rank else (None, None)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -157,6 +157,8 @@ def run(
 
         on_slurm = cluster_for(file, execution, cluster)
     overview = look(file, results)
+    if on_slurm is not None:
+        on_slurm = on_slurm.fitting(overview.configs)
     layout = on_slurm.layout(overview.ledger) if on_slurm is not None else plan_layout(execution)
     planned = overview.plan(layout)
     if dry_run:

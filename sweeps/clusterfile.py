@@ -56,7 +56,9 @@ class SlurmSettings(BaseModel):
     cpus: int = Field(default=2, gt=0)
     """Cores of each process that Slurm starts (--cpus-per-task)."""
     mem_gb: float | None = Field(default=None, gt=0)
-    """Memory of a job on each node."""
+    """Memory of a job on each node; with it, no more runs share a job than are predicted to fit."""
+    gpu_mem_gb: float | None = Field(default=None, gt=0)
+    """Memory of one GPU; with it, as many runs share a GPU as are predicted to fit (and have a core)."""
     nodes: int = Field(default=1, gt=0)
     """Nodes that train one run together."""
     tasks: int = Field(default=1, gt=0)

@@ -18,7 +18,7 @@ from sweeps.ledger import MAX_ATTEMPTS, Ledger
 from sweeps.overview import Overview
 from sweeps.packing import Array, PackedRun, pack
 from sweeps.plan import Plan
-from sweeps.price import Setting
+from sweeps.price import Setting, run_bytes
 from sweeps.queued import Queued, look_up
 from sweeps.session import new_session, write_record
 from sweeps.source import Source, current_source, keep_source
@@ -27,6 +27,7 @@ from sweeps.submission import write_record as note
 from sweeps.sweepfile import Sweep, SweepExecution
 from sweeps.text import plural
 from trainer.commandline import duration
+from trainer.config import RunConfig
 from trainer.execution import processor_name
 
 KNOWN_RESULTS = 200
@@ -46,6 +47,34 @@ class Cluster:
     """Runs at a time in one job."""
     threads: int
     """CPU threads of one run."""
+
+    def fitting(self, configs: Sequence[RunConfig]) -> Cluster:
+        """The same with as many runs at a time in one job as are predicted to fit its memory.
+
+        What `slots` or `per_device` say counts, if they say anything.
+        """
+        settings, execution = self.settings, self.execution
+        gpu = settings.has_gpu
+        memory = settings.gpu_mem_gb if gpu else settings.mem_gb
+        if (
+            memory is None
+            or execution.slots is not None
+            or execution.per_device > 1
+            or settings.processes > 1
+        ):
+            return self
+        most = max((run_bytes(config, gpu, execution.micro_batch) for config in configs), default=1)
+        room = max(1, int(0.9 * memory * 1e9 / most))
+        slots = (settings.gpus or 1) * room if gpu else room
+        slots = min(slots, settings.cpus if gpu else self.slots)
+        slots = max(slots, settings.gpus or 1) if gpu else slots
+        per_device = -(-slots // (settings.gpus or 1)) if gpu else 1
+        shared = execution.model_copy(update={"slots": slots, "per_device": per_device})
+        # On a CPU threads can change the last digits, so that memory must not decide about them.
+        threads = (execution.threads or max(1, settings.cpus // slots)) if gpu else self.threads
+        return replace(
+            self, execution=shared.model_copy(update={"threads": threads}), slots=slots, threads=threads
+        )
 
     def layout(self, ledger: Ledger) -> Layout:
         """All jobs at once, for pricing."""

@@ -232,3 +232,44 @@ def test_many_copies_at_once_make_one(tmp_path: Path) -> None:
     there = list((tmp_path / "sweeps" / "code").iterdir())
     assert len(there) == 1
     assert source_sha256(there[0]) == source_sha256(root)
+
+
+def configs(tmp_path: Path, preset: str) -> list[Any]:
+    from sweeps.grid import expand
+    from sweeps.sweepfile import read_sweep
+
+    file = tmp_path / "sizes.toml"
+    file.write_text(f'[base]\npreset = "{preset}"\n[axes]\nstructure = ["dense", "lowrank-63"]\n')
+    return expand(read_sweep(file))
+
+
+def test_runs_share_a_gpu_as_far_as_its_memory_goes(tmp_path: Path) -> None:
+    from sweeps.submit import cluster_for
+    from sweeps.sweepfile import SweepExecution, parse_sweep
+
+    def slots(preset: str, **slurm: Any) -> int:
+        sweep = parse_sweep({"slurm": slurm}, tmp_path / "a.toml")
+        return cluster_for(sweep, SweepExecution(), None).fitting(configs(tmp_path, preset)).slots
+
+    assert slots("gpu-xs", gpus=1, cpus=8) == 1
+    assert slots("gpu-xs", gpus=1, cpus=8, gpu_mem_gb=80) == 8
+    assert slots("gpu-xs", gpus=2, cpus=8, gpu_mem_gb=8) == 2
+    assert slots("gpu-2xl", gpus=1, cpus=8, gpu_mem_gb=40) < slots("gpu-2xl", gpus=1, cpus=8, gpu_mem_gb=140)
+    assert slots("cpu-2xl", cpus=8, mem_gb=64) == 8
+    assert slots("cpu-2xl", cpus=8, mem_gb=2) == 2
+
+
+def test_memory_does_not_change_the_threads_of_a_run_on_a_cpu(tmp_path: Path) -> None:
+    from sweeps.submit import cluster_for
+    from sweeps.sweepfile import SweepExecution, parse_sweep
+
+    sweep = parse_sweep({"slurm": {"cpus": 8, "mem_gb": 2}}, tmp_path / "a.toml")
+    cluster = cluster_for(sweep, SweepExecution(), None).fitting(configs(tmp_path, "cpu-2xl"))
+    assert (cluster.slots, cluster.threads, cluster.execution.threads) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(("preset", "measured"), [("cpu-2xs", 369e6), ("cpu-m", 404e6), ("cpu-2xl", 575e6)])
+def test_memory_is_predicted_as_measured_on_a_cpu(tmp_path: Path, preset: str, measured: float) -> None:
+    from sweeps.price import run_bytes
+
+    assert run_bytes(configs(tmp_path, preset)[0], gpu=False) == pytest.approx(measured, rel=0.2)

@@ -130,6 +130,8 @@ def decide(diary: Diary, state: str | None, left: int, budget: str | None) -> tu
     """
     if not left:
         return "end", "all its runs are over"
+    if diary.outcome == "finished":
+        return "end", f"{left} of its runs failed, and only their user can mend that"
     if diary.outcome == "cancelled":
         return "end", "cancelled; its runs are resumable"
     if diary.outcome == "aborted":
@@ -309,7 +311,7 @@ def then(submission: Submission, steps: Sequence[str]) -> int:
     }
     states = Ledger(submission.results).scan(submission.run_ids).values()
     missing = sum(state.state != "done" for state in states)
-    _say(f"{len(states) - missing} of {len(states)} runs of this submission are done, {missing} are missing")
+    _say(f"{len(states) - missing} of {len(states)} runs of this submission are done, {missing} missing")
     for step in steps:
         _say(step)
         code = subprocess.run([sys.executable, "-m", *commands[step]], check=False).returncode

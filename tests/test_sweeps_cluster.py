@@ -61,6 +61,8 @@ def test_a_sweeps_table_goes_over_its_clusters(tmp_path: Path) -> None:
     ("diary", "state", "left", "budget", "what"),
     [
         (Diary(1, outcome="finished"), "RUNNING", 0, None, "end"),
+        # Tried, and not to be tried again before it is mended.
+        (Diary(1, outcome="finished"), "RUNNING", 1, None, "end"),
         (Diary(1, outcome="interrupted", message=NOTICE), "RUNNING", 3, None, "requeue"),
         # Checkpointing took all the time between the notice and the limit.
         (Diary(1, outcome="interrupted", message=NOTICE), "COMPLETING", 3, None, "requeue"),

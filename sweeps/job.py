@@ -29,6 +29,7 @@ from sweeps.lease import STALE_SECONDS
 from sweeps.ledger import MAX_ATTEMPTS, Ledger
 from sweeps.local import LocalQueue
 from sweeps.mirrored import default_uri
+from sweeps.packing import shares
 from sweeps.session import FAIR_SECONDS, Session, read_session
 from sweeps.submission import (
     LOGS,
@@ -36,6 +37,7 @@ from sweeps.submission import (
     Diary,
     Submission,
     read_diary,
+    read_record,
     read_submission,
     write_diary,
 )
@@ -297,7 +299,30 @@ def after(share: Share, code: int) -> int:
             what, why = "give up", f"could not be requeued: {problem}"
             _say(f"{why}; start the sweep again")
     write_diary(share.diary, replace(diary, outcome=diary.outcome or "died", message=f"{what}: {why}"))
+    if what in ("end", "give up"):
+        hand_on(share.submission)
     return EXIT_GAVE_UP if what == "give up" else EXIT_DONE
+
+
+def hand_on(submission: Submission) -> None:
+    """Give what an array no longer needs of the jobs at once to those that have jobs left."""
+    diaries = [
+        [read_diary(submission.diary(place, index)) for index in range(len(array.jobs))]
+        for place, array in enumerate(submission.arrays)
+    ]
+    left = [
+        sum(not (diary.message or "").startswith(("end", "give up")) for diary in array) for array in diaries
+    ]
+    if len(left) == 1:
+        return
+    at_once = shares(left, submission.settings.jobs)
+    # An array that is not queued yet keeps what it is submitted with.
+    for number, array, n in zip(read_record(submission).job_ids, submission.arrays, at_once, strict=False):
+        if n > array.at_once:
+            try:
+                slurm.throttle(number, n)
+            except SweepError as error:
+                _say(f"array {number} keeps its {array.at_once} jobs at once: {error}")
 
 
 def then(submission: Submission, steps: Sequence[str]) -> int:

@@ -112,12 +112,22 @@ def _divided(arrays: Sequence[Array], settings: SlurmSettings, limits: Limits) -
         for array in arrays
         for start in range(0, len(array.jobs), size)
     ]
-    total = sum(len(piece.jobs) for piece in pieces)
-    if total <= settings.jobs:
-        return [Array(piece.minutes, len(piece.jobs), piece.jobs) for piece in pieces]
-    shares = [max(1, settings.jobs * len(piece.jobs) // total) for piece in pieces]
-    for place in range(len(shares)):
-        if sum(shares) >= settings.jobs:
-            break
-        shares[place] += 1
-    return [Array(p.minutes, min(len(p.jobs), s), p.jobs) for p, s in zip(pieces, shares, strict=True)]
+    at_once = shares([len(piece.jobs) for piece in pieces], settings.jobs)
+    return [Array(piece.minutes, n, piece.jobs) for piece, n in zip(pieces, at_once, strict=True)]
+
+
+def shares(lengths: Sequence[int], jobs: int) -> list[int]:
+    """How many jobs of each array may run at once, so that together they are `jobs`, and at least one each.
+
+    Args:
+        lengths: jobs of each array; 0 where none is left.
+        jobs: jobs at once, over all arrays.
+    """
+    total = sum(lengths)
+    if total <= jobs:
+        return list(lengths)
+    found = [min(length, max(1, jobs * length // total)) if length else 0 for length in lengths]
+    while sum(found) < jobs:
+        place = max(range(len(found)), key=lambda index: lengths[index] - found[index])
+        found[place] += 1
+    return found

@@ -217,6 +217,11 @@ def requeue(job_id: str, attempts: int = 4, pause: float = 2.0) -> str | None:
     return problem
 
 
+def throttle(number: str, at_once: int) -> None:
+    """Change how many jobs of an array may run at the same time."""
+    command(["scontrol", "update", f"jobid={number}", f"ArrayTaskThrottle={at_once}"])
+
+
 def release(job_ids: Sequence[str]) -> None:
     """Let jobs that Slurm holds back be scheduled again."""
     for job_id in job_ids:

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from slurm.sweep import ROOT, SmallSweep, wait_until
 
+STEPS = 120
+"""Of most runs: less than a second of training."""
 SECONDS = 120.0
 """Longer than any of these small sweeps takes on a busy machine."""
 
@@ -82,7 +84,7 @@ class Bench:
     executor: Executor
     folder: Path
     seeds: list[int] = field(default_factory=lambda: [1])
-    steps: int = 60
+    steps: int = STEPS
     at_once: int = 2
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
@@ -156,6 +158,12 @@ class Bench:
         """State of each run, in the order of the grid."""
         return [run["state"] for run in self.sweep.status()["runs"]]
 
+    def check_losses(self, reference: dict[str, Any]) -> None:
+        """Every run has its result, and exactly the losses of the reference."""
+        losses = self.sweep.losses()
+        assert len(losses) == 2 * len(self.seeds)
+        assert losses == {run_id: reference[run_id] for run_id in losses}
+
     def begun(self) -> dict[str, int]:
         """How often a worker has begun each run."""
         logs = {run.name: (run / "worker.log").read_text().splitlines() for run in self.sweep.runs}
@@ -181,17 +189,9 @@ class Conformance:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def reference(cls, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Bench], dict[str, Any]]:
-        """The losses that a bench's runs must have, to the last bit."""
-        known: dict[str, dict[str, Any]] = {}
-
-        def losses(bench: Bench) -> dict[str, Any]:
-            key = f"{bench.seeds} {bench.steps}"
-            if key not in known:
-                known[key] = undisturbed(tmp_path_factory.mktemp("undisturbed"), bench.seeds, bench.steps)
-            return known[key]
-
-        return losses
+    def reference(cls, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+        """The losses that runs of `STEPS` steps must have, to the last bit."""
+        return undisturbed(tmp_path_factory.mktemp("undisturbed"), [1, 2], STEPS)
 
     @pytest.fixture
     def bench(
@@ -212,15 +212,15 @@ class Conformance:
             process.wait()
 
     def test_a_sweep_ends_with_the_losses_of_any_other_executor(
-        self, bench: Callable[..., Bench], reference: Callable[[Bench], dict[str, Any]]
+        self, bench: Callable[..., Bench], reference: dict[str, Any]
     ) -> None:
         one = bench(seeds=[1, 2])
         one.run()
-        assert one.sweep.losses() == reference(one)
+        one.check_losses(reference)
         assert "4 runs: 4 done" in one.sweep("status", one.file, "--check")
         runs = one.sweep.status()["runs"]
         assert {run["id"]: (run["state"], run["attempts"], run["step"], run["val_loss"]) for run in runs} == {
-            run_id: ("done", 1, 60, losses[1]) for run_id, losses in reference(one).items()
+            run_id: ("done", 1, STEPS, losses[1]) for run_id, losses in reference.items()
         }
         for run in one.sweep.runs:
             assert json.loads((run / "env.json").read_text())["threads"] == 1
@@ -239,7 +239,7 @@ class Conformance:
         assert one.tree() == {}
 
     def test_failing_runs_leave_the_others_alone_and_can_be_tried_again(
-        self, bench: Callable[..., Bench], reference: Callable[[Bench], dict[str, Any]]
+        self, bench: Callable[..., Bench], reference: dict[str, Any]
     ) -> None:
         one = bench(seeds=[1, 2])
         ids = one.ids
@@ -260,14 +260,14 @@ class Conformance:
         assert "3 runs will be tried again" in one.sweep("retry", one.file)
         one.run()
         one.sweep("status", one.file, "--check")
-        assert one.sweep.losses() == reference(one)
+        one.check_losses(reference)
         assert good.stat() == before
         assert one.begun() == dict(zip(ids, (3, 3, 2, 1), strict=True))
 
     def test_cancel_leaves_runs_resumable_and_the_same_command_goes_on(
-        self, bench: Callable[..., Bench], reference: Callable[[Bench], dict[str, Any]]
+        self, bench: Callable[..., Bench], reference: dict[str, Any]
     ) -> None:
-        one = bench(steps=120, at_once=1)
+        one = bench(at_once=1)
         one.tamper(**dict.fromkeys(one.ids, "slow"))
         first = one.start()
         one.wait_steps(10)
@@ -295,14 +295,14 @@ class Conformance:
         one.finish(second, code=130)
         one.finish(third)
         assert one.states() == ["done", "done"]
-        assert one.sweep.losses() == reference(one)
+        one.check_losses(reference)
         assert sum(one.begun().values()) == 4
 
     @pytest.mark.parametrize("how", ["later", "together"])
     def test_a_second_run_trains_nothing_twice(
-        self, bench: Callable[..., Bench], reference: Callable[[Bench], dict[str, Any]], how: str
+        self, bench: Callable[..., Bench], reference: dict[str, Any], how: str
     ) -> None:
-        one = bench(steps=120, at_once=1 if how == "later" else 2)
+        one = bench(at_once=1 if how == "later" else 2)
         if how == "later":
             one.tamper(**dict.fromkeys(one.ids, "slow"))
         first = one.start()
@@ -317,7 +317,7 @@ class Conformance:
             one.finish(process)
         assert one.states() == ["done", "done"]
         assert one.begun() == one.sweep.attempts() == dict.fromkeys(one.ids, 1)
-        assert one.sweep.losses() == reference(one)
+        one.check_losses(reference)
 
     def test_logs_are_followed_until_the_runs_end(self, bench: Callable[..., Bench]) -> None:
         one = bench()
@@ -328,7 +328,9 @@ class Conformance:
         said = follower.communicate(timeout=30)[0]
         assert follower.returncode == 0, said
         for run_id in one.ids:
-            assert sum(line.startswith(f'{run_id} {{"step": 60,') for line in said.splitlines()) == 1, said
+            assert sum(line.startswith(f'{run_id} {{"step": {STEPS},') for line in said.splitlines()) == 1, (
+                said
+            )
 
     def test_a_mistake_is_one_line_and_loses_nothing(self, bench: Callable[..., Bench]) -> None:
         one = bench(steps=10)

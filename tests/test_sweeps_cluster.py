@@ -275,3 +275,59 @@ def test_memory_is_predicted_as_measured_on_a_cpu(tmp_path: Path, preset: str, m
     from sweeps.price import run_bytes
 
     assert run_bytes(configs(tmp_path, preset)[0], gpu=False) == pytest.approx(measured, rel=0.2)
+
+
+def test_an_array_that_has_ended_hands_its_jobs_at_once_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sweeps.job import hand_on
+    from sweeps.session import Session
+    from sweeps.submission import Record, write_diary, write_record
+
+    session = Session("x", "small", str(tmp_path), {}, 2, None, [("r1", "{}")])
+    arrays = [Array(10, 1, (("r1",),)), Array(10, 3, (("r2",),) * 9)]
+    settings = SlurmSettings(jobs=4)
+    made = new_submission(session, "small", settings, {}, {}, {"path": "/p"}, arrays)
+    write_submission(made, session)
+    write_record(made, Record("submitted", ("7", "8")))
+    said = tmp_path / "said"
+    program = tmp_path / "scontrol"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    hand_on(made)
+    assert not said.exists()
+    write_diary(made.diary(0, 0), Diary(1, outcome="finished", message="end: all its runs are over"))
+    hand_on(made)
+    assert said.read_text() == "update jobid=8 ArrayTaskThrottle=4\n"
+
+
+def test_jobs_are_found_by_name_where_their_numbers_were_never_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sweeps.queued import look_up
+
+    made = submission(tmp_path)
+    fake(tmp_path, monkeypatch, squeue=f"7|0|{made.name}|RUNNING|n1\n7|1|{made.name}|PENDING|(Priority)\n")
+    found = look_up(tmp_path, "small")
+    assert [(job.job_id, job.state) for job in found.jobs] == [("7_0", "RUNNING"), ("7_1", "PENDING")]
+    assert found.covered == {"r1", "r2"}
+
+
+def test_what_slurm_has_forgotten_is_told_by_the_jobs_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sweeps.queued import lines, look_up
+    from sweeps.submission import Record, write_diary, write_record
+
+    made = submission(tmp_path)
+    write_record(made, Record("submitted", ("7",)))
+    write_diary(made.diary(0, 0), Diary(1, outcome="died", message="give up: no step gained in 3 restarts"))
+    fake(tmp_path, monkeypatch, squeue="", sacct="")
+    text = "\n".join(lines(look_up(tmp_path, "small")))
+    assert "1 ended, 1 gone (ended without a word)" in text
+    assert "job 7_0: give up: no step gained in 3 restarts" in text
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    text = "\n".join(lines(look_up(tmp_path, "small")))
+    assert "Slurm could not be asked" in text
+    assert "1 not known" in text

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sweeps.clusterfile import SlurmSettings
 from sweeps.errors import SweepError
-from sweeps.packing import Array, PackedRun, pack
+from sweeps.packing import Array, PackedRun, pack, shares
 from sweeps.slurm import Limits
 
 ROOMY = Limits(1001, 10_000, None, None, False)
@@ -88,3 +88,10 @@ def test_every_run_is_packed_within_all_limits(
     assert sum(array.at_once for array in arrays) <= max(jobs, len(arrays))
     alone = [job for array in arrays for job in array.jobs if array.jobs.count(job) == 1]
     assert len({run for job in alone for run in job}) == sum(len(job) for job in alone)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 30))
+def test_jobs_at_once_are_shared_out_whole(lengths: list[int], jobs: int) -> None:
+    found = shares(lengths, jobs)
+    assert all((0 < n <= length) or n == length == 0 for n, length in zip(found, lengths, strict=True))
+    assert sum(found) == min(sum(lengths), max(jobs, sum(length > 0 for length in lengths)))

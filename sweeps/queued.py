@@ -140,7 +140,11 @@ def _from_diary(
     if job_id is None:
         return QueuedJob(submission, array, index, None, ENDED, "never queued")
     if diary.outcome is None:
-        return QueuedJob(submission, array, index, job_id, GONE, "ended without a word")
+        gone = QueuedJob(submission, array, index, job_id, GONE, "ended without a word")
+        # Taken out of the queue before it began: Slurm forgets such tasks at once.
+        return (
+            gone if diary.starts or gone.log is not None else replace(gone, state=ENDED, reason="never begun")
+        )
     return QueuedJob(submission, array, index, job_id, ENDED, diary.message or diary.outcome)
 
 

@@ -229,9 +229,14 @@ def release(job_ids: Sequence[str]) -> None:
 
 
 def cancel_pending(job_ids: Sequence[str]) -> None:
-    """Drop jobs that have not begun."""
-    for start in range(0, len(job_ids), 200):
-        command(["scancel", "--state=PENDING", *job_ids[start : start + 200]])
+    """Drop the jobs of some arrays (or single jobs) that have not begun; one call for each array."""
+    for number in sorted({job_id.partition("_")[0] for job_id in job_ids}, key=int):
+        try:
+            command(["scancel", "--state=PENDING", number])
+        except SweepError as error:
+            # It began, or ended, in between.
+            if "Invalid job id" not in str(error):
+                raise
 
 
 def this_job(environment: Mapping[str, str]) -> str | None:

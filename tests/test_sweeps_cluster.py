@@ -325,6 +325,10 @@ def test_what_slurm_has_forgotten_is_told_by_the_jobs_themselves(
     write_diary(made.diary(0, 0), Diary(1, outcome="died", message="give up: no step gained in 3 restarts"))
     fake(tmp_path, monkeypatch, squeue="", sacct="")
     text = "\n".join(lines(look_up(tmp_path, "small")))
+    assert "2 ended" in text
+    assert "7_1" not in text
+    write_diary(made.diary(0, 1), Diary(1))
+    text = "\n".join(lines(look_up(tmp_path, "small")))
     assert "1 ended, 1 gone (ended without a word)" in text
     assert "job 7_0: give up: no step gained in 3 restarts" in text
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))

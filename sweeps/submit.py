@@ -17,7 +17,7 @@ from sweeps.layout import Layout, plan_layout
 from sweeps.ledger import MAX_ATTEMPTS, Ledger
 from sweeps.overview import Overview
 from sweeps.packing import Array, PackedRun, pack
-from sweeps.plan import Plan
+from sweeps.plan import OPEN_ACTIONS, Plan
 from sweeps.price import Setting, run_bytes
 from sweeps.queued import Queued, look_up
 from sweeps.session import new_session, write_record
@@ -54,6 +54,13 @@ class Cluster:
         What `slots` or `per_device` say counts, if they say anything.
         """
         settings, execution = self.settings, self.execution
+        for config in configs:
+            if config.batch_sequences % settings.processes:
+                raise SweepError(
+                    f"optim.batch_tokens = {config.optim.batch_tokens}: a batch of {config.batch_sequences} "
+                    f"sequences does not divide over {settings.processes} processes (slurm.nodes x "
+                    f"slurm.tasks); change one of them"
+                )
         gpu = settings.has_gpu
         memory = settings.gpu_mem_gb if gpu else settings.mem_gb
         if (
@@ -154,7 +161,9 @@ def submit(
         raise SweepError(f"the queue cannot be read, and nothing is queued twice: {queued.problem}")
     covered = queued.covered
     _release(queued, dry_run)
-    todo = sorted((run for run in plan.open if run.id not in covered), key=lambda run: -run.seconds)
+    # What runs outside a job that goes on is about to be given up: it was cancelled, or its node died.
+    wanted = [run for run in plan.runs if run.action in (*OPEN_ACTIONS, "running")]
+    todo = sorted((run for run in wanted if run.id not in covered), key=lambda run: -run.seconds)
     if not todo:
         return Ending(EXIT_DONE, _nothing(plan, queued))
     packed = [PackedRun(run.id, run.seconds, run.measured) for run in todo]

@@ -235,6 +235,7 @@ class Conformance:
         one = bench()
         said = one.run("--dry-run")
         assert "2 runs (2 new)" in said
+        assert ("#SBATCH" in said and "nothing was queued" in said) == one.executor.detached
         assert all(run_id in said for run_id in one.ids)
         assert one.tree() == {}
 

@@ -109,13 +109,13 @@ class BackgroundMirror:
                 self.say(f"MLflow mirror: {problem}; run 'python -m sweeps sync {self.sweep.argument}' later")
             self._told = problem
 
-    def finish(self, interrupted: bool) -> None:
-        """Mirror what is left, in bounded time."""
+    def finish(self, interrupted: bool, seconds: float = FINAL_SECONDS) -> None:
+        """Mirror what is left, within some seconds; within few where the launch was interrupted."""
         if self._process is None:
             return
         assert self._process.stdin is not None
         self._process.stdin.close()
-        limit = INTERRUPTED_SECONDS if interrupted else FINAL_SECONDS
+        limit = INTERRUPTED_SECONDS if interrupted else min(FINAL_SECONDS, max(INTERRUPTED_SECONDS, seconds))
         try:
             self._await_end(self._process, limit)
         except KeyboardInterrupt:

@@ -16,10 +16,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sweeps import slurm
 from sweeps.background import BackgroundMirror, Mirrored
@@ -85,9 +85,12 @@ class Share:
         ]
 
     def progress(self) -> int:
-        """Steps that are safe, over all its runs."""
+        """Steps that are safe, over all its runs, and failed attempts: each brings their end nearer."""
         states = self.ledger.scan(self.run_ids).values()
-        return sum(state.step if state.result is not None else state.checkpoint or 0 for state in states)
+        return sum(
+            state.failures + (state.step if state.result is not None else state.checkpoint or 0)
+            for state in states
+        )
 
 
 def begin(share: Share) -> Diary:
@@ -148,7 +151,10 @@ def decide(diary: Diary, state: str | None, left: int, budget: str | None) -> tu
         return "wait", "requeued by Slurm"
     if budget is not None:
         return "give up", budget
-    why = {"late": "its time is up", "interrupted": "told to stop", None: "died without a word"}
+    why = {
+        "late": "its time is up", "interrupted": "told to stop", "broken": diary.message or "broken",
+        None: "died without a word",
+    }  # fmt: skip
     return "requeue", why.get(diary.outcome, str(diary.outcome))
 
 
@@ -157,24 +163,41 @@ def work(share: Share) -> int:
     submission = share.submission
     main_process = int(os.environ.get("SLURM_PROCID", "0")) == 0
     diary = begin(share) if main_process else Diary()
-    print(f"job {diary.job} on {diary.host}, start {diary.starts}: {submission.name}", flush=True)
+    who = f"job {diary.job} on {diary.host}, start {diary.starts}" if main_process else "another process"
+    print(f"{who}: {submission.name}", flush=True)
     if main_process and (why := out_of_budget(share, diary)) is not None:
         _end(share, diary, "aborted", why)
         return EXIT_GAVE_UP
     session = share_session(share, diary)
+    view, together = JobView(), submission.settings.processes > 1
+    if main_process:
+        view.mirror = _mirror(submission, view.say)
     try:
-        if submission.settings.processes > 1:
+        if together:
             from sweeps.gang import train_together
 
             execution = SweepExecution.model_validate(submission.execution)
-            outcome, message = train_together(session, execution, submission.settings)
+            outcome, message = train_together(session, execution, submission.settings, view)
         else:
-            outcome, message = _train(submission, session)
+            outcome, message = _train(submission, session, view)
     except (SweepError, TrainerError) as error:
         outcome, message = "aborted", str(error)
     if main_process:
+        # First what decides about a requeue: the mirror may take as long as its bound, and a kill may come.
         _end(share, diary, outcome, message)
-    return EXIT_GAVE_UP if outcome == "aborted" else EXIT_DONE
+        over = outcome in ("finished", "elsewhere")
+        view.close(not over, _left(session) + submission.settings.notice / 2)
+    code = EXIT_GAVE_UP if outcome in ("aborted", "broken") else EXIT_DONE
+    if code and together:
+        from sweeps.gang import end_process
+
+        end_process()
+    return code
+
+
+def _left(session: Session) -> float:
+    """Seconds until the notice."""
+    return (session.deadline or time.time()) - time.time()
 
 
 def share_session(share: Share, diary: Diary) -> Session:
@@ -195,12 +218,11 @@ def share_session(share: Share, diary: Diary) -> Session:
     )
 
 
-def _train(submission: Submission, session: Session) -> tuple[str, str | None]:
+def _train(submission: Submission, session: Session, view: JobView) -> tuple[str, str | None]:
     execution = SweepExecution.model_validate(submission.execution)
     layout = plan_layout(execution, submission.settings.cpus)
     session = replace(session, execution=layout.execution.model_dump(mode="json"))
     print(f"{layout.said()}; until {time.strftime('%H:%M:%S', time.localtime(session.deadline))}", flush=True)
-    view = JobView(_mirror(submission))
     queue = LocalQueue(
         session,
         layout,
@@ -209,14 +231,11 @@ def _train(submission: Submission, session: Session) -> tuple[str, str | None]:
         # A lease that nobody renews is stale by then, so what is still held is held by the living.
         patience=STALE_SECONDS + 15,
     )
-    try:
-        outcome = queue.run()
-    finally:
-        view.close()
+    outcome = queue.run()
     return ("aborted", queue.aborted) if queue.aborted is not None else (outcome, queue.signal)
 
 
-def _mirror(submission: Submission) -> BackgroundMirror | None:
+def _mirror(submission: Submission, say: Callable[[str], None]) -> BackgroundMirror | None:
     """A mirror of the runs that this job trains, where the store takes many writers; else `sync` fills it."""
     if not submission.mirror:
         return None
@@ -224,7 +243,7 @@ def _mirror(submission: Submission) -> BackgroundMirror | None:
     uri = mirrored.uri or default_uri(submission.results)
     if not uri.startswith(("http://", "https://")):
         return None
-    mirror = BackgroundMirror(mirrored, submission.results, _say, own=True)
+    mirror = BackgroundMirror(mirrored, submission.results, say, own=True)
     mirror.start()
     return mirror
 
@@ -232,16 +251,18 @@ def _mirror(submission: Submission) -> BackgroundMirror | None:
 class JobView:
     """A job's log: what begins, what ends, and now and then how far everything is."""
 
-    def __init__(self, mirror: BackgroundMirror | None) -> None:
-        self._mirror = mirror
+    def __init__(self) -> None:
+        self.mirror: BackgroundMirror | None = None
+        # Of its own: whoever trains in this very process sends its output to the run's log meanwhile.
+        self._log = os.fdopen(os.dup(1), "w", buffering=1)
         self._said: dict[str, float] = {}
 
     def event(self, run_id: str, event: dict[str, Any]) -> None:
         """A worker reported something of a run."""
         kind = event["event"]
         if kind == "start":
-            if self._mirror is not None:
-                self._mirror.add(run_id)
+            if self.mirror is not None:
+                self.mirror.add(run_id)
             self.say(f"{run_id} begun, {event['total']} steps")
         elif kind == "end":
             why = f": {event['message']}" if event.get("message") else ""
@@ -259,21 +280,21 @@ class JobView:
 
     def say(self, line: str) -> None:
         """A line for people."""
-        _say(line)
+        _say(line, self._log)
 
     def tick(self) -> None:
         """Some time has passed."""
-        if self._mirror is not None:
-            self._mirror.poll()
+        if self.mirror is not None:
+            self.mirror.poll()
 
-    def close(self) -> None:
-        """Mirror what is left."""
-        if self._mirror is not None:
-            self._mirror.finish(interrupted=False)
+    def close(self, interrupted: bool, seconds: float) -> None:
+        """Mirror what is left, within some seconds; at once where the job was interrupted."""
+        if self.mirror is not None:
+            self.mirror.finish(interrupted, seconds)
 
 
-def _say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+def _say(line: str, log: TextIO | None = None) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=log, flush=True)
 
 
 def _end(share: Share, diary: Diary, outcome: str, message: str | None) -> None:

@@ -126,8 +126,9 @@ def shares(lengths: Sequence[int], jobs: int) -> list[int]:
     total = sum(lengths)
     if total <= jobs:
         return list(lengths)
-    found = [min(length, max(1, jobs * length // total)) if length else 0 for length in lengths]
+    found = [min(1, length) for length in lengths]
     while sum(found) < jobs:
-        place = max(range(len(found)), key=lambda index: lengths[index] - found[index])
+        # Whoever is furthest below its fair part.
+        place = max(range(len(found)), key=lambda index: lengths[index] * jobs / total - found[index])
         found[place] += 1
     return found

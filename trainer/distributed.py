@@ -52,11 +52,22 @@ class World:
             value /= self.size
         return value
 
+    def agree(self, number: int, device: torch.device) -> bool:
+        """Whether the number is the same on every process; every process must ask."""
+        if self.size == 1:
+            return True
+        bounds = torch.tensor([number, -number], dtype=torch.int64, device=device)
+        dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+        return bounds.tolist() == [number, -number]
+
     def barrier(self) -> None:
         """Wait for every process."""
         if self.size > 1:
             dist.barrier()
 
+
+SILENCE = timedelta(hours=1)
+"""How long processes wait for each other: longer than opening a corpus or writing a checkpoint takes."""
 
 ALONE = World()
 """A run that one process trains."""
@@ -80,8 +91,21 @@ def world_from_environment() -> World:
     return world
 
 
+def lost_another(error: BaseException) -> bool:
+    """Whether a collective call failed because another process is gone or silent, not for a fault here.
+
+    NCCL and the store raise DistError; gloo raises a RuntimeError that names its own source file.
+    """
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
+
+
 class Gang:
     """Processes that stay together over many runs.  Use as a context manager.
+
+    After an error they are not parted in order, for which NCCL would wait for those that are gone: whoever
+    fails has to end its process, which is what tells the others.
 
     Args:
         device: trainer.execution.Execution.device; with "auto" a GPU is used where there is one.
@@ -89,22 +113,22 @@ class Gang:
 
     def __init__(self, device: str) -> None:
         world = world_from_environment()
-        self.rank, self._size = world.rank, world.size
+        self.rank, self.size, self.broken = world.rank, world.size, False
         cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
         self._backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
 
     def __enter__(self) -> Self:
-        if self._size > 1:
-            dist.init_process_group(self._backend, timeout=timedelta(hours=12))
+        if self.size > 1:
+            dist.init_process_group(self._backend, timeout=SILENCE)
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        if self._size > 1:
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if self.size > 1 and kind is None and not self.broken:
             dist.destroy_process_group()
 
     def tell(self, word: str | None) -> None:
         """Say a word to the other processes, which `hear` it."""
-        if self._size > 1:
+        if self.size > 1:
             dist.broadcast_object_list([word], src=0, device=torch.device("cpu"))
 
     def hear(self) -> str | None:

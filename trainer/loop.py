@@ -30,6 +30,7 @@ from trainer.config import RunConfig
 from trainer.corpora import Corpus
 from trainer.device import cpu_has_bf16, device_name, peak_flops, prepare_device, select_device
 from trainer.distributed import World, process_group, world_from_environment
+from trainer.errors import CheckpointError
 from trainer.evaluate import Evaluation, Interrupted, evaluate
 from trainer.execution import Execution
 from trainer.flops import spent_flops
@@ -38,6 +39,7 @@ from trainer.ownership import check_owner
 from trainer.provenance import environment
 from trainer.result import build_result
 from trainer.rundir import (
+    CHECKPOINTS,
     CONFIG,
     METRICS,
     append_metrics,
@@ -173,6 +175,11 @@ class _Run:
         if state is not None:
             self.state = state
             notes.append(f"resumed at step {state.step} of {self.config.steps}")
+        if not self.world.agree(self.state.step, self.device):
+            raise CheckpointError(
+                f"{self.run_dir / CHECKPOINTS}: the processes of this run find different checkpoints (this "
+                f"one step {self.state.step}); is it the same folder on every node? run again once it is"
+            )
         if self.world.is_main:
             remove_leftovers(self.run_dir)
             if not (self.run_dir / CONFIG).exists():

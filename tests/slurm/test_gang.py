@@ -158,7 +158,7 @@ def test_a_run_that_fails_is_tried_twice_and_holds_up_no_other(
     wait_until(lambda: not any(job["live"] for job in sweep.jobs()), 120, sweep.logs)
     assert sweep.counts() == {"done": 1, "failed": 1}
     assert json.loads((sweep.results / "runs" / bad / "failures.json").read_text())["failures"] == 2
-    assert "checkpoints are damaged" in sweep("status", str(sweep.file))
+    assert "checkpoints are damaged" in sweep("logs", bad)
     logs = sweep.logs()
     assert logs.count(f"{bad} failed") == 2, logs
     assert logs.count(f"{good} done") == 1
@@ -175,6 +175,6 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_queued(
         (line,) = [line for line in said.splitlines() if line.startswith("error:")]
         assert "8 sequences" in line
         assert "3 processes" in line
-        assert "dense" in line
+        assert "optim.batch_tokens = 256" in line
     assert not slurm.jobs()
     assert not (sweep.results / "sweeps" / "submissions").exists()

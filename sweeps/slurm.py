@@ -156,6 +156,11 @@ def queue(prefix: str) -> list[Job]:
     return jobs
 
 
+def queued_jobs() -> int:
+    """How many jobs this user has in the queue, each task of an array for one."""
+    return len(command(["squeue", "-h", "-r", f"--user={getpass.getuser()}", "-o", "%A"]).split())
+
+
 def history(numbers: Iterable[str]) -> dict[str, Job]:
     """What accounting says of jobs, the last attempt of each; empty where there is none or it is slow."""
     wanted = sorted(set(numbers))

@@ -167,7 +167,7 @@ def submit(
     if not todo:
         return Ending(EXIT_DONE, _nothing(plan, queued))
     packed = [PackedRun(run.id, run.seconds, run.measured) for run in todo]
-    arrays = pack(packed, cluster.slots, cluster.settings, limits)
+    arrays = pack(packed, cluster.slots, cluster.settings, _left(limits, then))
     config_of = dict(zip(overview.ids, overview.configs, strict=True))
     session = new_session(
         sweep.name, results, {}, [(run.id, config_of[run.id]) for run in todo], MAX_ATTEMPTS,
@@ -192,6 +192,20 @@ def submit(
     if record.state == "refused":
         raise SweepError(_refused(record, arrays))
     return Ending(EXIT_DONE, _said(submission, record, len(todo), source, time.monotonic() - began))
+
+
+def _left(limits: slurm.Limits, then: bool) -> slurm.Limits:
+    """The limits, less the jobs that this user has queued already and the one behind the arrays."""
+    if limits.max_submit is None:
+        return limits
+    queued = slurm.queued_jobs()
+    left = limits.max_submit - queued - then
+    if left < 1:
+        raise SweepError(
+            f"Slurm takes {plural(limits.max_submit, 'job')} from this user (MaxSubmitJobs) and has "
+            f"{queued}; run the same command again once some have ended"
+        )
+    return replace(limits, max_submit=left)
 
 
 def _queue(submission: Submission, batches: Sequence[Batch], then: bool, steps: str) -> Record:

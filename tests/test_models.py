@@ -105,7 +105,7 @@ def test_initial_loss_is_that_of_a_uniform_guess() -> None:
     initialise(net, 1)
     tokens = torch.randint(512, (4, 129), generator=torch.Generator().manual_seed(0))
     loss = net(tokens[:, :-1], tokens[:, 1:]).mean()
-    assert float(loss) == pytest.approx(6.238, abs=0.05)
+    assert loss.item() == pytest.approx(6.238, abs=0.05)
 
 
 def test_the_first_ffn_stays_dense_where_asked() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Cli, finish_run, write_metrics
+from tracking import read_back as store_says
 
 from sweeps.background import BackgroundMirror, mirror_of
 from sweeps.errors import MirrorError
@@ -69,26 +70,7 @@ def restore(results: Path, cli: Cli, overview: Overview) -> str:
 
 def read_back(results: Path) -> Read:
     """Everything the store says about each run, but its own ids."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(default_uri(results))
-    experiment = client.get_experiment_by_name("tiny")
-    assert experiment is not None
-    said = {}
-    for run in client.search_runs([experiment.experiment_id]):
-        name = run.data.tags["run_id"]
-        assert name not in said
-        said[name] = {
-            "params": run.data.params,
-            "tags": {key: value for key, value in run.data.tags.items()},
-            "status": run.info.status,
-            "times": (run.info.start_time, run.info.end_time),
-            "metrics": {
-                key: [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, key)]
-                for key in run.data.metrics
-            },
-        }
-    return said
+    return store_says(default_uri(results), "tiny")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install what tests/slurm needs on Debian or Ubuntu: a real Slurm, none of whose services is started.
-# With the argument `accounting` also slurmdbd and MariaDB, for sacct.
+# With the argument `accounting` also slurmdbd and MariaDB, for sacct; with `postgres` also Postgres, for an
+# MLflow server.
 # Exit code 0: everything is there; 3: it cannot be installed here, one line on stderr says why.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -12,7 +13,12 @@ case "${1:-}" in
   accounting)
     programs+=(slurmdbd mariadbd mariadb-install-db mariadb-admin)
     packages+=(slurmdbd mariadb-server) ;;
-  *) echo "error: unknown argument '$1'; usage: install.sh [accounting]" >&2; exit 2 ;;
+  postgres)
+    # Debian keeps its programs off the path.
+    export PATH="$PATH:$(echo /usr/lib/postgresql/*/bin)"
+    programs+=(initdb pg_ctl)
+    packages+=(postgresql) ;;
+  *) echo "error: unknown argument '$1'; usage: install.sh [accounting|postgres]" >&2; exit 2 ;;
 esac
 
 missing=()

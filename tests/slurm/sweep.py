@@ -24,7 +24,7 @@ eval = {{ tokens = 1024 }}
 [base.data]
 corpus = {{ kind = "synthetic", vocab_size = 32, order = 1 }}
 [axes]
-structure = ["dense", "lowrank-63"]
+structure = {structures}
 seed = {seeds}
 [budget]
 tokens = {tokens}
@@ -46,6 +46,7 @@ class SmallSweep:
     steps: int = 1000
     checkpoint_seconds: float = 0.5
     slurm: dict[str, Any] = field(default_factory=dict)
+    structures: list[str] = field(default_factory=lambda: ["dense", "lowrank-63"])
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -53,8 +54,8 @@ class SmallSweep:
         lines = "\n".join(f"{key} = {toml(value)}" for key, value in settings.items())
         self.file.write_text(
             textwrap.dedent(SWEEP).format(
-                seeds=self.seeds, tokens=self.steps * 256, slurm=lines,
-                checkpoint_seconds=self.checkpoint_seconds,
+                structures=json.dumps(self.structures), seeds=self.seeds, slurm=lines,
+                tokens=self.steps * 256, checkpoint_seconds=self.checkpoint_seconds,
             )
         )  # fmt: skip
 
@@ -123,7 +124,7 @@ class SmallSweep:
 
     def wait_done(self, timeout: float = 120.0) -> None:
         """Wait until every run has its result and no job is left."""
-        total = 2 * len(self.seeds)
+        total = len(self.structures) * len(self.seeds)
 
         def over() -> bool:
             done = sum((run / "result.json").is_file() for run in self.runs)
@@ -152,8 +153,9 @@ def wait_until(
 def undisturbed(sweep: SmallSweep) -> dict[str, Any]:
     """The losses of the same sweep, trained on this machine without Slurm and without trouble."""
     twin = SmallSweep(
-        sweep.folder / "undisturbed", sweep.seeds, sweep.steps, sweep.checkpoint_seconds, sweep.slurm
-    )
+        sweep.folder / "undisturbed", sweep.seeds, sweep.steps, sweep.checkpoint_seconds, sweep.slurm,
+        sweep.structures,
+    )  # fmt: skip
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
     done = subprocess.run(
         [*twin.command("run", str(twin.file), "--no-mirror"), "--slots", "2"],

@@ -1,0 +1,107 @@
+"""What a site allows: array sizes, jobs in the queue; and sites that keep accounts."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm.conftest import PREFIX
+from slurm.lab import FOREIGN, Lab, why_not
+from slurm.sweep import SmallSweep, undisturbed, wait_until
+
+
+def opened(lab: Lab, patch: pytest.MonkeyPatch) -> Lab:
+    """A lab of one test alone, which clients find by SLURM_CONF."""
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        patch.delenv(name)
+    for name, value in lab.environment().items():
+        patch.setenv(name, value)
+    return lab
+
+
+def folder() -> str:
+    return tempfile.mkdtemp(prefix=PREFIX.format(pid=os.getpid()), dir="/tmp")
+
+
+def test_25_jobs_where_an_array_ends_at_11(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Lab(folder(), max_array_size=11) as lab:
+        opened(lab, monkeypatch)
+        many = {"seeds": list(range(25)), "structures": ["dense"], "steps": 100}
+        sweep = SmallSweep(tmp_path, **many, slurm={"jobs": 6})
+        said = sweep.submit()
+        assert re.search(r"queued 25 runs in 25 jobs \(3 arrays: \d+, \d+, \d+\)", said)
+        assert len(lab.jobs()) == 25
+        # The throttles of the three are together what was asked for.
+        shown = {line for line in lab.run("scontrol", "show", "job").split() if "ArrayTaskThrottle=" in line}
+        assert shown == {"ArrayTaskThrottle=2"}
+        sweep.wait_done(300)
+        assert sweep.losses() == undisturbed(sweep)
+        assert set(sweep.attempts().values()) == {1}
+
+
+@pytest.fixture
+def accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """A lab with accounting, whose queue forgets what has ended after some seconds."""
+    if reason := why_not(accounting=True):
+        pytest.skip(f"real Slurm tests with accounting skipped: {reason}")
+    with Lab(folder(), accounting=True, AccountingStorageEnforce="limits", MinJobAge=2) as lab:
+        lab.run("sacctmgr", "-i", "add", "account", "lab")
+        lab.run("sacctmgr", "-i", "add", "user", "root", "account=lab")
+        yield opened(lab, monkeypatch)
+
+
+def test_a_user_may_have_four_jobs(accounts: Lab, tmp_path: Path) -> None:
+    accounts.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=4")
+    sweep = SmallSweep(tmp_path, seeds=[1, 2, 3, 4], steps=100)
+    blocker = ("sbatch", "-o", "/dev/null", "--exclusive", "-N4", "--wrap", "sleep 600")
+    job = accounts.run(*blocker).split()[-1]
+    # Four, less the one that is there, less the one that fits afterwards.
+    assert "queued 8 runs in 2 jobs" in sweep.submit("--then", "fit")
+    other = SmallSweep(tmp_path / "other", steps=100)
+    refused = other("run", str(other.file), "--executor", "slurm", code=2)
+    assert "Slurm takes 4 jobs from this user (MaxSubmitJobs) and has 4" in refused
+    assert not (other.results / "sweeps").exists()
+    accounts.run("scancel", job)
+    sweep.wait_done(150)
+    wait_until(lambda: not accounts.jobs(), 90, sweep.logs)
+    other.submit()
+    other.wait_done(150)
+    assert sweep.losses() == undisturbed(sweep)
+    assert other.losses() == undisturbed(other)
+
+
+def test_a_refusal_that_could_not_be_foreseen_loses_nothing(accounts: Lab, tmp_path: Path) -> None:
+    """The limit is of the whole account, which no user is told of before."""
+    accounts.run("sacctmgr", "-i", "modify", "account", "lab", "set", "GrpSubmitJobs=3")
+    sweep = SmallSweep(tmp_path, seeds=[1, 2], steps=100)
+    refused = sweep("run", str(sweep.file), "--executor", "slurm", code=2)
+    assert "nothing was queued" in refused
+    assert refused.count("\n") == 1, refused
+    assert not accounts.jobs()
+    accounts.run("sacctmgr", "-i", "modify", "account", "lab", "set", "GrpSubmitJobs=-1")
+    sweep.submit()
+    sweep.wait_done(150)
+    assert sweep.losses() == undisturbed(sweep)
+
+
+def test_what_the_queue_has_forgotten_is_read_from_the_accounts(accounts: Lab, tmp_path: Path) -> None:
+    sweep = SmallSweep(tmp_path, steps=1500)
+    sweep.submit()
+    wait_until(lambda: len(sweep.runs) == 2 and sweep.steps_done() > 200, 60, sweep.logs)
+    first, second = [job["job_id"] for job in sweep.jobs()]
+    accounts.run("scancel", first)
+    accounts.run("scontrol", "requeue", second)
+    wait_until(lambda: sweep.counts().get("done") == 1, 150, sweep.logs)
+    wait_until(lambda: not accounts.jobs(), 60)
+    # Nothing is in the controller's memory any more.
+    wait_until(lambda: not accounts.run("squeue", "-h", "--states=all").strip(), 120)
+    assert {job["job_id"]: job["live"] for job in sweep.jobs()} == {first: False, second: False}
+    assert sweep.counts() == {"done": 1, "preempted": 1}
+    sweep.submit()
+    sweep.wait_done(150)
+    assert sweep.losses() == undisturbed(sweep)

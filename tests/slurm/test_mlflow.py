@@ -131,6 +131,8 @@ def test_a_server_that_is_killed_and_started_again(
     sweep.wait_done(240)
     assert sweep.losses() == undisturbed(sweep)
     assert set(sweep.attempts().values()) == {1}
+    # The first job ended while nobody was there.
+    assert "does not answer" in sweep.logs()
     sweep("sync", str(sweep.file))
     check_mirror(server.uri, "small", sweep.results, [run.name for run in sweep.runs])
 

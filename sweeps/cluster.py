@@ -74,8 +74,9 @@ class Batch:
         try:
             return str(self._executor._submit_command(self.program).job_id)
         except (FailedJobError, FailedSubmissionError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if "sbatch: error:" in line]
-            said = lines[-1].partition("sbatch: error: ")[2] if lines else " ".join(str(error).split())[:300]
+            # The first line has the reason's code, the last one its sentence.
+            lines = [line.partition("sbatch: error: ")[2] for line in str(error).splitlines()]
+            said = "; ".join(dict.fromkeys(filter(None, lines))) or " ".join(str(error).split())[:300]
             raise SweepError(f"Slurm refuses jobs: {said}") from None
 
 

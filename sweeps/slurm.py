@@ -85,7 +85,7 @@ def command(args: Sequence[str], timeout: float = TIMEOUT_SECONDS) -> str:
     return done.stdout
 
 
-def read_limits(partition: str | None) -> Limits:
+def read_limits(partition: str | None, account: str | None = None) -> Limits:
     """Ask the controller; SweepError where the partition is unknown or down."""
     config = _pairs(command(["scontrol", "show", "config"]))
     accounting = not config.get("AccountingStorageType", "").endswith("/none")
@@ -93,7 +93,7 @@ def read_limits(partition: str | None) -> Limits:
     return Limits(
         max_array_size=int(config.get("MaxArraySize") or 1001),
         max_jobs=int(config.get("MaxJobCount") or 10_000),
-        max_submit=_max_submit() if accounting else None,
+        max_submit=_max_submit(account) if accounting else None,
         max_minutes=minutes,
         accounting=accounting,
     )
@@ -133,9 +133,10 @@ def _minutes(written: str) -> int:
     return (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
 
 
-def _max_submit() -> int | None:
+def _max_submit(account: str | None) -> int | None:
     """The smallest MaxSubmitJobs of the user's associations; None where none is set or nobody says."""
-    query = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmitJobs"]
+    who = [f"user={getpass.getuser()}", *([f"account={account}"] if account else [])]
+    query = ["sacctmgr", "-nP", "show", "assoc", *who, "format=MaxSubmitJobs"]
     try:
         found = command(query, ACCOUNTING_SECONDS).split()
     except SweepError:

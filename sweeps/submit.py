@@ -155,7 +155,7 @@ def submit(
         raise SweepError(overview.problems[0])
     began = time.monotonic()
     sweep, results = overview.sweep, overview.ledger.results
-    limits = slurm.read_limits(cluster.settings.partition)
+    limits = slurm.read_limits(cluster.settings.partition, cluster.settings.account)
     queued = look_up(results, sweep.name)
     if queued.problem is not None:
         raise SweepError(f"the queue cannot be read, and nothing is queued twice: {queued.problem}")

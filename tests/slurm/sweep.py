@@ -122,9 +122,9 @@ class SmallSweep:
         found = sorted((self.results / "sweeps" / "submissions").glob("*/logs/*_log.out"))
         return "\n".join(f"== {path.name}\n{path.read_text()}" for path in found)
 
-    def wait_done(self, timeout: float = 120.0) -> None:
-        """Wait until every run has its result and no job is left."""
-        total = len(self.structures) * len(self.seeds)
+    def wait_done(self, timeout: float = 120.0, total: int | None = None) -> None:
+        """Wait until every run (or so many) has its result and no job is left."""
+        total = total or len(self.structures) * len(self.seeds)
 
         def over() -> bool:
             done = sum((run / "result.json").is_file() for run in self.runs)

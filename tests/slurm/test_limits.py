@@ -37,8 +37,10 @@ def test_25_jobs_where_an_array_ends_at_11(tmp_path: Path, monkeypatch: pytest.M
         assert re.search(r"queued 25 runs in 25 jobs \(3 arrays: \d+, \d+, \d+\)", said)
         assert len(lab.jobs()) == 25
         # The throttles of the three are together what was asked for.
-        shown = {line for line in lab.run("scontrol", "show", "job").split() if "ArrayTaskThrottle=" in line}
-        assert shown == {"ArrayTaskThrottle=2"}
+        shown = re.findall(
+            r"ArrayJobId=(\d+).*?ArrayTaskThrottle=(\d+)", lab.run("scontrol", "show", "job", "-o")
+        )
+        assert sum(int(throttle) for throttle in dict(shown).values()) == 6
         sweep.wait_done(300)
         assert sweep.losses() == undisturbed(sweep)
         assert set(sweep.attempts().values()) == {1}
@@ -49,9 +51,11 @@ def accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     """A lab with accounting, whose queue forgets what has ended after some seconds."""
     if reason := why_not(accounting=True):
         pytest.skip(f"real Slurm tests with accounting skipped: {reason}")
-    with Lab(folder(), accounting=True, AccountingStorageEnforce="limits", MinJobAge=2) as lab:
+    enforced = {"AccountingStorageEnforce": "limits", "MinJobAge": 2}
+    with Lab(folder(), accounting=True, max_array_size=3, **enforced) as lab:
         lab.run("sacctmgr", "-i", "add", "account", "lab")
         lab.run("sacctmgr", "-i", "add", "user", "root", "account=lab")
+        lab.run("sacctmgr", "-i", "modify", "user", "root", "set", "DefaultAccount=lab")
         yield opened(lab, monkeypatch)
 
 
@@ -77,16 +81,27 @@ def test_a_user_may_have_four_jobs(accounts: Lab, tmp_path: Path) -> None:
 
 def test_a_refusal_that_could_not_be_foreseen_loses_nothing(accounts: Lab, tmp_path: Path) -> None:
     """The limit is of the whole account, which no user is told of before."""
-    accounts.run("sacctmgr", "-i", "modify", "account", "lab", "set", "GrpSubmitJobs=3")
-    sweep = SmallSweep(tmp_path, seeds=[1, 2], steps=100)
-    refused = sweep("run", str(sweep.file), "--executor", "slurm", code=2)
-    assert "nothing was queued" in refused
-    assert refused.count("\n") == 1, refused
+    sweep = SmallSweep(tmp_path, seeds=[1, 2, 3], steps=100)
+
+    def refused(limit: int) -> str:
+        accounts.run("sacctmgr", "-i", "modify", "account", "lab", "set", f"GrpSubmitJobs={limit}")
+        said = sweep("run", str(sweep.file), "--executor", "slurm", code=2)
+        (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+        assert "job submit limit" in line
+        return line
+
+    # Arrays of three jobs here.
+    refused(2)
     assert not accounts.jobs()
-    accounts.run("sacctmgr", "-i", "modify", "account", "lab", "set", "GrpSubmitJobs=-1")
-    sweep.submit()
+    assert not (sweep.results / "sweeps").exists()
+    assert "3 of 6 jobs are queued" in (line := refused(4))
+    assert "the same command queues the rest later" in line
+    sweep.wait_done(150, total=3)
+    assert sweep.counts() == {"done": 3, "new": 3}
+    assert "queued 3 runs in 3 jobs" in sweep.submit()
     sweep.wait_done(150)
     assert sweep.losses() == undisturbed(sweep)
+    assert set(sweep.attempts().values()) == {1}
 
 
 def test_what_the_queue_has_forgotten_is_read_from_the_accounts(accounts: Lab, tmp_path: Path) -> None:

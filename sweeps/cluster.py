@@ -6,6 +6,7 @@ folder and two numbers): nothing in it is mutable, and no later change of the co
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import warnings
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sweeps.errors import SweepError
 from sweeps.packing import Array
 from sweeps.slurm import command
-from sweeps.submission import LOGS, THEN, Submission
+from sweeps.submission import EXIT_REQUEUE, LOGS, THEN, Submission
 
 if TYPE_CHECKING:
     from submitit.slurm.slurm import SlurmExecutor
@@ -39,9 +40,16 @@ class Batch:
             "time": minutes,
             "signal_delay_s": settings.notice,
             "stderr_to_stdout": True,
-            "setup": [*_setup(submission), *settings.setup],
+            # The user's lines before ours, so that no module of theirs hides the snapshot.
+            "setup": [*_TRAP, *settings.setup, *_setup(submission)],
             "srun_args": ["--kill-on-bad-exit=1", *settings.srun],
-            "additional_parameters": {**settings.options, "requeue": True, **options.pop("more", {})},
+            "additional_parameters": {
+                **settings.options,
+                "requeue": True,
+                # submitit would take another signal from the environment.
+                "signal": f"USR2@{settings.notice}",
+                **options.pop("more", {}),
+            },
             **options,
         }
         map_count = parameters.pop("map_count", None)
@@ -90,8 +98,7 @@ def array_batch(submission: Submission, number: int, array: Array) -> Batch:
         f"{python} -u -m sweeps.job work {where}",
         map_count=len(array.jobs),
         array_parallelism=array.at_once,
-        # Decides about a requeue, also after a process that died without a word.
-        teardown=["code=$?", f"exec {python} -u -m sweeps.job after {where} $code"],
+        teardown=_teardown(f"{python} -u -m sweeps.job after {where}"),
         srun_args=[
             "--kill-on-bad-exit=1",
             # Since 22.05 srun no longer takes it over from sbatch.
@@ -101,12 +108,19 @@ def array_batch(submission: Submission, number: int, array: Array) -> Batch:
     )
 
 
-def then_batch(submission: Submission, steps: str, after: list[str]) -> Batch:
-    """The script of the job that does `steps` once the arrays have ended, however they did."""
+def then_batch(submission: Submission, steps: str, after: list[str], minutes: int | None = None) -> Batch:
+    """The script of the job that does `steps` once some jobs have ended, however they did.
+
+    Args:
+        submission: whose sweep is to be fitted.
+        steps: what to do.
+        after: Slurm's numbers of the jobs that it waits for.
+        minutes: longest job that the partition takes; None for no limit.
+    """
     python = _python(submission)
     return Batch(
         submission,
-        THEN_MINUTES,
+        min(THEN_MINUTES, minutes or THEN_MINUTES),
         f"{python} -u -m sweeps.job then {shlex.quote(str(submission.path))} {steps}",
         more={"dependency": f"afterany:{':'.join(after)}"} if after else {},
         job_name=f"{submission.name}{THEN}",
@@ -117,17 +131,18 @@ def then_batch(submission: Submission, steps: str, after: list[str]) -> Batch:
     )
 
 
-def join_processes(has_gpu: bool) -> None:
-    """Set RANK, WORLD_SIZE, MASTER_ADDR and so on for torch.distributed, from what Slurm says of this job."""
+def join_processes(visible_gpus: int) -> None:
+    """Set RANK, WORLD_SIZE, MASTER_ADDR and so on for torch.distributed, from what Slurm says of this job.
+
+    Args:
+        visible_gpus: GPUs that this process sees.
+    """
     from submitit.helpers import TorchDistributedEnvironment
 
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-    if has_gpu:
+    if visible_gpus == 1:
         # Where Slurm binds a GPU to each process, every process sees just its own.
-        import os
-
-        if len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1:
-            os.environ["LOCAL_RANK"] = "0"
+        os.environ["LOCAL_RANK"] = "0"
 
 
 def _executor(folder: Path, python: str | None) -> SlurmExecutor:
@@ -145,10 +160,34 @@ def _python(submission: Submission) -> str:
     return submission.settings.python or shlex.quote(sys.executable)
 
 
+# The shell outlives the signals that its job step gets, to have the job requeued.
+_TRAP = ("trap : TERM USR2",)
+
+
+def _teardown(decide: str) -> list[str]:
+    """Have a job requeued where the program says so, also after a process that died without a word.
+
+    The shell talks to Slurm, since Python may live in a container that has none of Slurm's programs.  The
+    controller may be away for a moment, or be quicker and have requeued the job itself.
+    """
+    show = 'timeout 30 scontrol show job --oneliner "$SLURM_JOB_ID"'
+    return [
+        "code=$?",
+        f'{decide} "$code" "$({show} 2>/dev/null)"',
+        "code=$?",
+        f'[ "$code" = {EXIT_REQUEUE} ] || exit "$code"',
+        "for pause in 0 2 4 6; do",
+        '  sleep "$pause"',
+        '  timeout 30 scontrol requeue "$SLURM_JOB_ID" && exit 0',
+        f'  case "$({show} 2>/dev/null)" in *JobState=PENDING*) exit 0 ;; esac',
+        "done",
+        'echo "give up: could not be requeued; start the sweep again"',
+        "exit 1",
+    ]
+
+
 def _setup(submission: Submission) -> list[str]:
     return [
-        # The shell outlives the signals that its job step gets, to decide about a requeue.
-        "trap : TERM USR2",
         # First this code, then what the user had there, as for workers on this machine.
         f'export PYTHONPATH={shlex.quote(submission.source["path"])}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         # Else `python -m` would prefer whatever lies in the folder that the sweep was submitted from.

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sweeps.errors import SweepError
+from sweeps.text import plural
 from trainer.messages import nearest, validation_line
 from trainer.presets import Partial, load_toml
 
@@ -94,7 +95,15 @@ class SlurmSettings(BaseModel):
     @property
     def has_gpu(self) -> bool:
         """Whether jobs ask for GPUs."""
-        return self.gpus > 0 or (self.gres is not None and "gpu" in self.gres)
+        return self.gpu_count > 0
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of a job on each node."""
+        entries = [entry.split("(")[0].split(":") for entry in (self.gres or "").split(",")]
+        return self.gpus + sum(
+            int(parts[-1]) if parts[-1].isdigit() else 1 for parts in entries if parts[0] == "gpu"
+        )
 
     def sbatch(self) -> dict[str, Any]:
         """Resource options in submitit's names."""
@@ -136,6 +145,12 @@ def _checked(table: dict[str, Any], source: str) -> SlurmSettings:
         raise SweepError(validation_line(error, SlurmSettings, source)) from None
     if settings.gpus and settings.gres is not None:
         raise SweepError(f"{source}: gpus and gres both ask for GPUs; drop one")
+    if settings.processes > 1 and settings.has_gpu and settings.tasks != settings.gpu_count:
+        raise SweepError(
+            f"{source}: {plural(settings.tasks, 'task')} and {plural(settings.gpu_count, 'GPU')} on each "
+            f"node: processes that train one run need a GPU each; set tasks = {settings.gpu_count}, or "
+            f"gpus = {settings.tasks}"
+        )
     if settings.notice >= settings.time * 60:
         raise SweepError(
             f"{source}: notice = {settings.notice} s is no shorter than time = {settings.time} min"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sweeps.clusterfile import SlurmSettings
+from sweeps.errors import NoGpuError
 from sweeps.lease import STALE_SECONDS
 from sweeps.ledger import newest_checkpoint
 from sweeps.local import View
@@ -28,6 +30,7 @@ from sweeps.worker import Events, Stop, Worker
 from trainer.batches import check_corpus
 from trainer.config import RunConfig
 from trainer.corpora import Corpus, DataConfig, open_corpus
+from trainer.device import gpu_count
 from trainer.errors import ConfigError, RunDirError
 from trainer.execution import Execution
 from trainer.ownership import check_owner
@@ -57,7 +60,10 @@ def train_together(
     """
     from sweeps.cluster import join_processes
 
-    join_processes(settings.has_gpu)
+    visible = gpu_count() if settings.has_gpu else 0
+    if settings.has_gpu and not visible:
+        raise NoGpuError(f"{socket.gethostname()}: no GPU that torch can use, although the job asks for one")
+    join_processes(visible)
     size = int(os.environ["WORLD_SIZE"])
     if size != settings.processes:
         raise ConfigError(
@@ -135,6 +141,8 @@ class _Leader:
         self.session, self.stop, self.gang, self.view, self.patience = session, stop, gang, view, patience
         self.events = _Tell(view)
         self.worker = Worker(session, self.events, stop, self._train)
+        # By it the job's next start knows what died with this one.
+        self.worker.lease_session = session.session
         self.problem: str | None = None
         self.begun = 0
 

@@ -1,8 +1,8 @@
 """What a Slurm job does: work its share of a submission off, then decide whether it has to be requeued.
 
-    python -m sweeps.job work  SUBMISSION ARRAY         each process of a job step
-    python -m sweeps.job after SUBMISSION ARRAY CODE    the batch script, once the step has ended
-    python -m sweeps.job then  SUBMISSION STEPS         once all arrays have ended
+    python -m sweeps.job work  SUBMISSION ARRAY              each process of a job step
+    python -m sweeps.job after SUBMISSION ARRAY CODE SHOWN   the batch script, once the step has ended
+    python -m sweeps.job then  SUBMISSION STEPS              once all arrays have ended
 
 Which runs are left is read from the ledger at every start, so it makes no difference whether a job starts for
 the first time, after a preemption, after its time limit, or because its node died.
@@ -16,22 +16,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
 
 from sweeps import slurm
-from sweeps.background import BackgroundMirror, Mirrored
-from sweeps.errors import SweepError
+from sweeps.errors import NoGpuError, SweepError
+from sweeps.jobview import JobView, say
 from sweeps.layout import plan_layout
 from sweeps.lease import STALE_SECONDS
 from sweeps.ledger import MAX_ATTEMPTS, Ledger
 from sweeps.local import LocalQueue
-from sweeps.mirrored import default_uri
 from sweeps.packing import shares
 from sweeps.session import FAIR_SECONDS, Session, read_session
+from sweeps.session import read_record as read_sweep_record
 from sweeps.submission import (
+    EXIT_REQUEUE,
     LOGS,
     SESSION,
     Diary,
@@ -42,10 +42,9 @@ from sweeps.submission import (
     write_diary,
 )
 from sweeps.sweepfile import SweepExecution
-from trainer.errors import TrainerError
+from trainer.errors import DeviceError, TrainerError
 
 EXIT_DONE, EXIT_GAVE_UP, EXIT_USER = 0, 1, 2
-PROGRESS_SECONDS = 60.0
 NOTICE = "SIGUSR2"
 """What Slurm sends before the time limit, and before a preemption where the site asks for that."""
 REQUEUED_BY_SLURM = ("PENDING", "REQUEUED", "CONFIGURING", "REQUEUE_HOLD", "REQUEUE_FED")
@@ -63,6 +62,11 @@ class Share:
     def run_ids(self) -> tuple[str, ...]:
         """Runs that it may train, in this order."""
         return self.submission.arrays[self.array].jobs[self.index]
+
+    @property
+    def name(self) -> str:
+        """Its place in the submission."""
+        return f"{self.array}-{self.index}"
 
     @property
     def diary(self) -> Path:
@@ -114,13 +118,13 @@ def _restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def out_of_budget(share: Share, diary: Diary) -> str | None:
-    """Why this job is not to be started again, or None."""
+def out_of_budget(share: Share, start: int, idle: int) -> str | None:
+    """Why a job may not have its start number `start`, after `idle` in a row that gained nothing; or None."""
     settings = share.submission.settings
-    if diary.starts > settings.restarts:
-        return f"requeued {diary.starts - 1} times (slurm.restarts = {settings.restarts})"
-    if diary.idle >= settings.idle_restarts:
-        return f"no step gained in {diary.idle} restarts (slurm.idle_restarts = {settings.idle_restarts})"
+    if start - 1 > settings.restarts:
+        return f"requeued {start - 2} times (slurm.restarts = {settings.restarts})"
+    if idle >= settings.idle_restarts:
+        return f"no step gained in {idle} starts (slurm.idle_restarts = {settings.idle_restarts})"
     return None
 
 
@@ -165,13 +169,15 @@ def work(share: Share) -> int:
     diary = begin(share) if main_process else Diary()
     who = f"job {diary.job} on {diary.host}, start {diary.starts}" if main_process else "another process"
     print(f"{who}: {submission.name}", flush=True)
-    if main_process and (why := out_of_budget(share, diary)) is not None:
+    if main_process and (why := out_of_budget(share, diary.starts, diary.idle)) is not None:
         _end(share, diary, "aborted", why)
         return EXIT_GAVE_UP
     session = share_session(share, diary)
     view, together = JobView(), submission.settings.processes > 1
+    if together and main_process and diary.idle:
+        blame(share, diary)
     if main_process:
-        view.mirror = _mirror(submission, view.say)
+        view.start_mirror(submission)
     try:
         if together:
             from sweeps.gang import train_together
@@ -180,6 +186,9 @@ def work(share: Share) -> int:
             outcome, message = train_together(session, execution, submission.settings, view)
         else:
             outcome, message = _train(submission, session, view)
+    except (NoGpuError, DeviceError) as error:
+        # A sick node: another one may do.
+        outcome, message = "broken", str(error)
     except (SweepError, TrainerError) as error:
         outcome, message = "aborted", str(error)
     if main_process:
@@ -193,6 +202,21 @@ def work(share: Share) -> int:
 
         end_process()
     return code
+
+
+def blame(share: Share, diary: Diary) -> None:
+    """Count a failure of the run in which the last start died and nothing was gained.
+
+    Processes that train together are killed together, and nobody of them is left to say so: without this
+    a run that always kills them would keep those behind it in the list waiting for ever.
+    """
+    line = f"its processes were killed (start {diary.starts - 1} of the job) and no step was gained"
+    session = read_session(share.submission.path / SESSION).session
+    for run_id in share.run_ids:
+        status, holder = share.ledger.died_in(run_id)
+        if status == "running" and holder is not None and holder.startswith(f"{session}.{share.name}."):
+            share.ledger.count_failure(run_id, line, session)
+            say(f"{run_id}: {line}")
 
 
 def _left(session: Session) -> float:
@@ -210,7 +234,7 @@ def share_session(share: Share, diary: Diary) -> Session:
     return replace(
         whole,
         # Its own name: what a dead start left behind is taken over, not waited for.
-        session=f"{whole.session}.{share.array}-{share.index}.{diary.starts}",
+        session=f"{whole.session}.{share.name}.{diary.starts}",
         runs=[pair for pair in whole.runs if pair[0] in mine],
         deadline=deadline,
         # However short jobs are, a fresh one begins something.
@@ -230,99 +254,42 @@ def _train(submission: Submission, session: Session, view: JobView) -> tuple[str
         logs=submission.path / LOGS / session.session,
         # A lease that nobody renews is stale by then, so what is still held is held by the living.
         patience=STALE_SECONDS + 15,
+        # The rest of the notice is for the batch script to have the job requeued.
+        grace=0.8 * submission.settings.notice,
     )
     outcome = queue.run()
-    return ("aborted", queue.aborted) if queue.aborted is not None else (outcome, queue.signal)
-
-
-def _mirror(submission: Submission, say: Callable[[str], None]) -> BackgroundMirror | None:
-    """A mirror of the runs that this job trains, where the store takes many writers; else `sync` fills it."""
-    if not submission.mirror:
-        return None
-    mirrored = Mirrored(**submission.mirror)
-    uri = mirrored.uri or default_uri(submission.results)
-    if not uri.startswith(("http://", "https://")):
-        return None
-    mirror = BackgroundMirror(mirrored, submission.results, say, own=True)
-    mirror.start()
-    return mirror
-
-
-class JobView:
-    """A job's log: what begins, what ends, and now and then how far everything is."""
-
-    def __init__(self) -> None:
-        self.mirror: BackgroundMirror | None = None
-        # Of its own: whoever trains in this very process sends its output to the run's log meanwhile.
-        self._log = os.fdopen(os.dup(1), "w", buffering=1)
-        self._said: dict[str, float] = {}
-
-    def event(self, run_id: str, event: dict[str, Any]) -> None:
-        """A worker reported something of a run."""
-        kind = event["event"]
-        if kind == "start":
-            if self.mirror is not None:
-                self.mirror.add(run_id)
-            self.say(f"{run_id} begun, {event['total']} steps")
-        elif kind == "end":
-            why = f": {event['message']}" if event.get("message") else ""
-            self.say(f"{run_id} {event['state']}{why}")
-        elif time.monotonic() - self._said.get(run_id, 0.0) > PROGRESS_SECONDS:
-            self._said[run_id] = time.monotonic()
-            loss = f", loss {event['loss']:.4f}" if event.get("loss") is not None else ""
-            self.say(f"{run_id} {event['phase']} {event['step']} of {event['total']}{loss}")
-
-    def waiting(self, owners: dict[str, str]) -> None:
-        """Nothing is left but runs that others train."""
-        if time.monotonic() - self._said.get("", -1e9) > PROGRESS_SECONDS:
-            self._said[""] = time.monotonic()
-            self.say(f"waiting for {len(owners)} runs that other jobs have")
-
-    def say(self, line: str) -> None:
-        """A line for people."""
-        _say(line, self._log)
-
-    def tick(self) -> None:
-        """Some time has passed."""
-        if self.mirror is not None:
-            self.mirror.poll()
-
-    def close(self, interrupted: bool, seconds: float) -> None:
-        """Mirror what is left, within some seconds; at once where the job was interrupted."""
-        if self.mirror is not None:
-            self.mirror.finish(interrupted, seconds)
-
-
-def _say(line: str, log: TextIO | None = None) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=log, flush=True)
+    if queue.aborted is not None:
+        return "broken" if queue.no_device else "aborted", queue.aborted
+    return outcome, queue.signal
 
 
 def _end(share: Share, diary: Diary, outcome: str, message: str | None) -> None:
-    _say(f"{outcome}{f': {message}' if message else ''}")
+    say(f"{outcome}{f': {message}' if message else ''}")
     write_diary(share.diary, replace(diary, outcome=outcome, message=message))
 
 
-def after(share: Share, code: int) -> int:
-    """Decide about a requeue once the job step has ended; the exit code of the job."""
-    diary = read_diary(share.diary)
-    job = slurm.this_job(os.environ)
-    state = slurm.state_of(job) if job is not None else None
+def after(share: Share, code: int, shown: str) -> int:
+    """Decide about a requeue once the job step has ended; the exit code of the job, or EXIT_REQUEUE.
+
+    Args:
+        share: the job.
+        code: exit code of its step.
+        shown: what `scontrol show job --oneliner` says of it.
+    """
+    diary, state = read_diary(share.diary), slurm.state_in(shown)
     if diary.restart != _restarts():
         # The step died before it could begin: a start in which nothing was gained.
-        begun = Diary(diary.starts + 1, diary.idle + 1, diary.progress, _restarts(), job)
+        job = slurm.this_job(os.environ)
+        begun = Diary(diary.starts + 1, diary.idle, diary.progress, _restarts(), job)
         diary = replace(begun, host=socket.gethostname(), started=time.time())
-    budget = out_of_budget(share, diary)
+    idle = diary.idle + 1 if share.progress() <= diary.progress else 0
+    budget = out_of_budget(share, diary.starts + 1, idle)
     what, why = decide(diary, state, len(share.open_runs()), budget)
-    _say(f"{what}: {why} (step's exit code {code}, Slurm says {state})")
-    if what == "requeue" and job is not None:
-        problem = slurm.requeue(job)
-        if problem is not None:
-            what, why = "give up", f"could not be requeued: {problem}"
-            _say(f"{why}; start the sweep again")
+    say(f"{what}: {why} (step's exit code {code}, Slurm says {state})")
     write_diary(share.diary, replace(diary, outcome=diary.outcome or "died", message=f"{what}: {why}"))
     if what in ("end", "give up"):
         hand_on(share.submission)
-    return EXIT_GAVE_UP if what == "give up" else EXIT_DONE
+    return {"requeue": EXIT_REQUEUE, "give up": EXIT_GAVE_UP}.get(what, EXIT_DONE)
 
 
 def hand_on(submission: Submission) -> None:
@@ -343,7 +310,7 @@ def hand_on(submission: Submission) -> None:
             try:
                 slurm.throttle(number, n)
             except SweepError as error:
-                _say(f"array {number} keeps its {array.at_once} jobs at once: {error}")
+                say(f"array {number} keeps its {array.at_once} jobs at once: {error}")
 
 
 def then(submission: Submission, steps: Sequence[str]) -> int:
@@ -355,11 +322,12 @@ def then(submission: Submission, steps: Sequence[str]) -> int:
         "fit": ["analysis", "fit", submission.sweep, *results],
         "figures": ["analysis", "figures", submission.sweep, *results],
     }
-    states = Ledger(submission.results).scan(submission.run_ids).values()
+    record = read_sweep_record(submission.results, submission.sweep)
+    states = Ledger(submission.results).scan(record["run_ids"] if record else submission.run_ids).values()
     missing = sum(state.state != "done" for state in states)
-    _say(f"{len(states) - missing} of {len(states)} runs of this submission are done, {missing} missing")
+    say(f"{len(states) - missing} of {len(states)} runs of the sweep are done, {missing} missing")
     for step in steps:
-        _say(step)
+        say(step)
         code = subprocess.run([sys.executable, "-m", *commands[step]], check=False).returncode
         worst = max(worst, code)
     return worst
@@ -378,7 +346,7 @@ def main(argv: list[str] | None = None) -> int:
             return then(submission, options.rest)
         index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
         share = Share(submission, int(options.rest[0]), index)
-        return work(share) if options.what == "work" else after(share, int(options.rest[1]))
+        return work(share) if options.what == "work" else after(share, int(options.rest[1]), options.rest[2])
     except (SweepError, TrainerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER

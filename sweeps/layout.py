@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from sweeps import machine
-from sweeps.errors import SweepError
+from sweeps.errors import NoGpuError, SweepError
 from sweeps.price import Setting
 from sweeps.sweepfile import SweepExecution
 from sweeps.text import plural
@@ -63,7 +63,7 @@ def plan_layout(execution: SweepExecution, cores: int | None = None) -> Layout:
     cores = cores or machine.cores()
     gpus = machine.gpus() if execution.device != "cpu" else ()
     if execution.device.startswith("cuda") and not gpus:
-        raise SweepError(
+        raise NoGpuError(
             f"execution.device = '{execution.device}', but this machine has no GPU that torch can use; "
             f"use --device cpu"
         )

@@ -206,6 +206,11 @@ class Ledger:
         status.setdefault("started", now)
         write_json(folder / STATUS, status)
 
+    def died_in(self, run_id: str) -> tuple[str | None, str | None]:
+        """What a run's status says by itself, and the session of whoever holds its lease, dead or alive."""
+        folder = self.run_dir(run_id)
+        return _read(folder / STATUS).get("state"), _read(folder / LEASE).get("session")
+
     def gives_up(self, run_id: str, session: str, max_attempts: int) -> bool:
         """Whether a failed run is left alone by this session."""
         failures = _read(self.run_dir(run_id) / FAILURES)

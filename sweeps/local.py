@@ -58,6 +58,7 @@ class LocalQueue:
         command: how to start a worker; it is given the session file and options.
         logs: folder of the workers' own output; default results/logs.
         patience: seconds to wait for runs that others hold, once nothing else is left; default without end.
+        grace: seconds after a request to stop in which workers have to end, before they are killed.
     """
 
     def __init__(
@@ -68,16 +69,19 @@ class LocalQueue:
         command: Sequence[str] = WORKER,
         logs: Path | None = None,
         patience: float = math.inf,
+        grace: float = math.inf,
     ) -> None:
         self.session, self.layout, self.view = session, layout, view
-        self.command, self.patience = command, patience
+        self.command, self.patience, self.grace = command, patience, grace
         self.logs = logs or Path(session.results) / "logs"
         self.ledger = Ledger(Path(session.results))
         self.left = {run_id for run_id, _ in session.runs}
         self.asked = 0
         self.signal: str | None = None
         self.aborted: str | None = None
+        self.no_device = False
         self._passed_on = 0
+        self._told = 0.0
         self._scanned = 0.0
         self._slots: list[Slot] = []
         self._owners: dict[str, str] = {}
@@ -86,6 +90,8 @@ class LocalQueue:
 
     def run(self) -> str:
         """Train; how it ended.  `aborted` holds the line of what no run survives.
+
+        `no_device` is set where that is a GPU which workers cannot see.
 
         Returns: "finished"; "interrupted" by a signal; "cancelled"; "late", where the deadline forbids to
         begin what is left; "elsewhere", where others hold it and patience has ended.
@@ -124,6 +130,9 @@ class LocalQueue:
         if not self.asked and self.session.stop_asked:
             self.view.say("cancelled")
             self.asked = 1
+        if self.asked == 1 and self._passed_on and time.monotonic() - self._told > self.grace:
+            self.view.say(f"workers did not stop within {self.grace:.0f} s")
+            self.asked = 2
         self._pass_on()
         for slot in self._slots:
             for event in slot.events(TICK_SECONDS / len(self._slots)):
@@ -146,6 +155,7 @@ class LocalQueue:
             return
         self._passed_on = min(self.asked, 2)
         if self._passed_on == 1:
+            self._told = time.monotonic()
             hint = " (Ctrl-C again to kill them)" if self.signal == "SIGINT" else ""
             self.view.say(f"stopping: the runs checkpoint and stay resumable{hint}")
             for slot in self._slots:
@@ -204,6 +214,7 @@ class LocalQueue:
         kind, run_id = event["event"], event.get("run")
         if kind == "abort":
             self.aborted = event["message"]
+            self.no_device = bool(event.get("no_device"))
             slot.run = None
             return
         if kind == "start":

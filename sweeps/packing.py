@@ -67,7 +67,7 @@ def pack(runs: Sequence[PackedRun], slots: int, settings: SlurmSettings, limits:
     if room < 1:
         raise SweepError("Slurm takes no job from this user (MaxSubmitJobs is 0)")
     shared = _shared(short, slots, settings, min(settings.jobs, max(1, room - len(alone))))
-    own = _own(alone, settings, max(1, room - sum(len(array.jobs) for array in shared)))
+    own = _own(alone, slots, settings, max(1, room - sum(len(array.jobs) for array in shared)))
     return _divided([*own, *shared], settings, limits)
 
 
@@ -88,13 +88,19 @@ def _shared(runs: Sequence[PackedRun], slots: int, settings: SlurmSettings, most
     return [Array(_minutes(needed, settings), count, (ids,) * count)]
 
 
-def _own(runs: Sequence[PackedRun], settings: SlurmSettings, most: int) -> list[Array]:
-    """A job for each run, in arrays of equal time; where the site takes fewer jobs, some train several."""
-    bundles = [runs[first::most] for first in range(min(most, len(runs)))]
+def _own(runs: Sequence[PackedRun], slots: int, settings: SlurmSettings, most: int) -> list[Array]:
+    """A job for as many runs as it has slots, in arrays of equal time.
+
+    Runs of one job take about the same time, so that no slot idles for long.  Where the site takes fewer
+    jobs, some train several such groups one after the other.
+    """
+    together = [runs[first : first + slots] for first in range(0, len(runs), slots)]
+    bundles = [together[first::most] for first in range(min(most, len(together)))]
     groups: dict[int, list[tuple[str, ...]]] = {}
     for bundle in bundles:
-        minutes = _minutes(sum(_with_margin(run) for run in bundle), settings)
-        groups.setdefault(minutes, []).append(tuple(run.id for run in bundle))
+        seconds = sum(max(_with_margin(run) for run in group) for group in bundle)
+        ids = tuple(run.id for group in bundle for run in group)
+        groups.setdefault(_minutes(seconds, settings), []).append(ids)
     return [Array(minutes, len(jobs), tuple(jobs)) for minutes, jobs in sorted(groups.items(), reverse=True)]
 
 

@@ -152,6 +152,9 @@ def _with_history(job: QueuedJob, past: dict[str, slurm.Job]) -> QueuedJob:
     known = past.get(job.job_id or "")
     if job.state != GONE or known is None:
         return job
+    if known.state in slurm.LIVE:
+        # The queue knows better: accounts lag behind, and some jobs never get a last line in them.
+        return replace(job, reason=f"not in the queue any more; {known.state} says accounting")
     return QueuedJob(job.submission, job.array, job.index, job.job_id, known.state, "says accounting")
 
 
@@ -179,7 +182,8 @@ def lines(queued: Queued) -> list[str]:
 
 
 def _is_trouble(job: QueuedJob) -> bool:
-    return job.state == GONE or job.reason.startswith("give up") or job.state in TROUBLE
+    # "requeue" was its last word, and yet it is not in the queue.
+    return job.state == GONE or job.reason.startswith(("give up", "requeue")) or job.state in TROUBLE
 
 
 TROUBLE = frozenset("FAILED OUT_OF_MEMORY TIMEOUT NODE_FAIL BOOT_FAIL DEADLINE".split())

@@ -10,7 +10,6 @@ import getpass
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -85,7 +84,7 @@ def command(args: Sequence[str], timeout: float = TIMEOUT_SECONDS) -> str:
     return done.stdout
 
 
-def read_limits(partition: str | None, account: str | None = None) -> Limits:
+def read_limits(partition: str | None, account: str | None = None, qos: str | None = None) -> Limits:
     """Ask the controller; SweepError where the partition is unknown or down."""
     config = _pairs(command(["scontrol", "show", "config"]))
     accounting = not config.get("AccountingStorageType", "").endswith("/none")
@@ -93,7 +92,7 @@ def read_limits(partition: str | None, account: str | None = None) -> Limits:
     return Limits(
         max_array_size=int(config.get("MaxArraySize") or 1001),
         max_jobs=int(config.get("MaxJobCount") or 10_000),
-        max_submit=_max_submit(account) if accounting else None,
+        max_submit=_max_submit(config.get("ClusterName", ""), account, qos) if accounting else None,
         max_minutes=minutes,
         accounting=accounting,
     )
@@ -133,12 +132,22 @@ def _minutes(written: str) -> int:
     return (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
 
 
-def _max_submit(account: str | None) -> int | None:
-    """The smallest MaxSubmitJobs of the user's associations; None where none is set or nobody says."""
-    who = [f"user={getpass.getuser()}", *([f"account={account}"] if account else [])]
-    query = ["sacctmgr", "-nP", "show", "assoc", *who, "format=MaxSubmitJobs"]
+def _max_submit(cluster: str, account: str | None, qos: str | None) -> int | None:
+    """The smallest MaxSubmitJobs of the user's association and its QOS; None where nobody sets or says it."""
+    user = getpass.getuser()
+
+    def ask(*query: str) -> list[list[str]]:
+        text = command(["sacctmgr", "-nP", "show", *query], ACCOUNTING_SECONDS)
+        return [line.split("|") for line in text.splitlines()]
+
     try:
-        found = command(query, ACCOUNTING_SECONDS).split()
+        accounts = [account] if account else [row[0] for row in ask("user", user, "format=DefaultAccount")]
+        where = [f"user={user}", f"cluster={cluster}", f"account={','.join(accounts)}"]
+        rows = ask("assoc", *where, "format=MaxSubmitJobs,DefaultQOS")
+        names = {qos} if qos else {row[1] or "normal" for row in rows}
+        found = [row[0] for row in rows]
+        if names:
+            found += [row[0] for row in ask("qos", ",".join(sorted(names)), "format=MaxSubmitPU")]
     except SweepError:
         return None
     return min((int(word) for word in found if word.isdigit()), default=None)
@@ -186,13 +195,14 @@ def history(numbers: Iterable[str]) -> dict[str, Job]:
     return {job_id: job for job_id, (_, job) in found.items()}
 
 
-def state_of(job_id: str) -> str | None:
-    """The state of a job in the controller's memory; None where it is forgotten."""
-    try:
-        text = command(["scontrol", "show", "job", "--oneliner", job_id])
-    except SweepError:
-        return None
-    match = re.search(r"JobState=(\w+)", text)
+def state_in(shown: str) -> str | None:
+    """The state of a job from what `scontrol show job --oneliner` says; None where it says nothing.
+
+    A job that is ended for its time limit counts as TIMEOUT from the first moment.
+    """
+    if "Reason=TimeLimit" in shown:
+        return "TIMEOUT"
+    match = re.search(r"JobState=(\w+)", shown)
     return match[1] if match else None
 
 
@@ -204,23 +214,6 @@ def end_time(job_id: str) -> float | None:
         return None
     match = re.search(r"EndTime=(\d{4}-\S+)", text)
     return datetime.fromisoformat(match[1]).timestamp() if match else None
-
-
-def requeue(job_id: str, attempts: int = 4, pause: float = 2.0) -> str | None:
-    """Put a running job back into the queue; why it could not be, or None."""
-    problem = None
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(pause * attempt)
-        try:
-            command(["scontrol", "requeue", job_id])
-            return None
-        except SweepError as error:
-            problem = str(error)
-            if "pending" in problem.lower():
-                # Slurm was quicker: that is what was wanted.
-                return None
-    return problem
 
 
 def throttle(number: str, at_once: int) -> None:

@@ -29,6 +29,8 @@ from trainer.errors import RunDirError
 from trainer.rundir import io_errors, read_json, write_atomic, write_json
 
 SESSION, ARRAYS, RECORD, JOBS, LOGS = "session.json", "arrays.json", "record.json", "jobs", "logs"
+EXIT_REQUEUE = 75
+"""Tells the batch script to have its job requeued: it can, also where Python lives in a container."""
 THEN = ".then"
 """Ends the name of the job that fits and draws afterwards."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from sweeps import slurm
@@ -31,6 +31,8 @@ from trainer.config import RunConfig
 from trainer.execution import processor_name
 
 KNOWN_RESULTS = 200
+SUBMIT_LIMIT = "job submit limit"
+"""Words of Slurm's refusal of too many jobs."""
 LAUNCH_FAILED = "launch failed requeued held"
 """Slurm's reason for a job that it could not start, and does not try again by itself."""
 
@@ -72,10 +74,10 @@ class Cluster:
             return self
         most = max((run_bytes(config, gpu, execution.micro_batch) for config in configs), default=1)
         room = max(1, int(0.9 * memory * 1e9 / most))
-        slots = (settings.gpus or 1) * room if gpu else room
+        slots = settings.gpu_count * room if gpu else room
         slots = min(slots, settings.cpus if gpu else self.slots)
-        slots = max(slots, settings.gpus or 1) if gpu else slots
-        per_device = -(-slots // (settings.gpus or 1)) if gpu else 1
+        slots = max(slots, settings.gpu_count) if gpu else slots
+        per_device = -(-slots // settings.gpu_count) if gpu else 1
         shared = execution.model_copy(update={"slots": slots, "per_device": per_device})
         # On a CPU threads can change the last digits, so that memory must not decide about them.
         threads = (execution.threads or max(1, settings.cpus // slots)) if gpu else self.threads
@@ -112,8 +114,7 @@ def cluster_for(sweep: Sweep, execution: SweepExecution, name: str | None) -> Cl
             )
         return Cluster(settings, chosen, 1, execution.threads or settings.cpus)
     if gpu:
-        devices = settings.gpus or 1
-        slots = execution.slots or devices * execution.per_device
+        slots = execution.slots or settings.gpu_count * execution.per_device
         return Cluster(settings, chosen, slots, execution.threads or max(1, settings.cpus // slots))
     layout = plan_layout(chosen, settings.cpus)
     return Cluster(settings, chosen, layout.slots, layout.setting.threads)
@@ -155,7 +156,8 @@ def submit(
         raise SweepError(overview.problems[0])
     began = time.monotonic()
     sweep, results = overview.sweep, overview.ledger.results
-    limits = slurm.read_limits(cluster.settings.partition, cluster.settings.account)
+    settings = cluster.settings
+    limits = slurm.read_limits(settings.partition, settings.account, settings.qos)
     queued = look_up(results, sweep.name)
     if queued.problem is not None:
         raise SweepError(f"the queue cannot be read, and nothing is queued twice: {queued.problem}")
@@ -164,34 +166,89 @@ def submit(
     # What runs outside a job that goes on is about to be given up: it was cancelled, or its node died.
     wanted = [run for run in plan.runs if run.action in (*OPEN_ACTIONS, "running")]
     todo = sorted((run for run in wanted if run.id not in covered), key=lambda run: -run.seconds)
-    if not todo:
+    # Where a fit is queued already, it waits for everything that was queued with it or before.
+    then = then and (bool(todo) or not queued.others)
+    if not (todo or then):
         return Ending(EXIT_DONE, _nothing(plan, queued))
-    packed = [PackedRun(run.id, run.seconds, run.measured) for run in todo]
-    arrays = pack(packed, cluster.slots, cluster.settings, _left(limits, then))
     config_of = dict(zip(overview.ids, overview.configs, strict=True))
     session = new_session(
         sweep.name, results, {}, [(run.id, config_of[run.id]) for run in todo], MAX_ATTEMPTS,
         {run.id: run.seconds for run in todo},
     )  # fmt: skip
     source = current_source(results)
-    submission = new_submission(
-        session, sweep.argument, cluster.settings, cluster.execution.model_dump(mode="json"),
-        asdict(mirror_of(sweep)) if mirror else {}, asdict(source), arrays,
-    )  # fmt: skip
-    batches = [array_batch(submission, number, array) for number, array in enumerate(arrays)]
+
+    def prepared(arrays: Sequence[Array]) -> Submission:
+        return new_submission(
+            session, sweep.argument, settings, cluster.execution.model_dump(mode="json"),
+            asdict(mirror_of(sweep)) if mirror else {}, asdict(source), arrays,
+        )  # fmt: skip
+
+    packed = [PackedRun(run.id, run.seconds, run.measured) for run in todo]
+    submission, batches = _packed(packed, cluster, _left(limits, then), prepared, dry_run)
+    follow = _Follow(_steps(mirror), _live_numbers(queued), limits.max_minutes) if then else None
     if dry_run:
         texts = [batch.text for batch in batches]
-        texts += [then_batch(submission, _steps(mirror), ["ARRAYS"]).text] if then else []
+        texts += [follow.batch(submission, ["ARRAYS"] if batches else []).text] if follow else []
         return Ending(EXIT_DONE, "\n".join([*texts, "nothing was queued"]))
-    batches[0].test()
+    if follow is not None:
+        follow.batch(submission, []).test()
     write_record(results, sweep.name, sweep.description, sweep.path, overview.ids)
     prepare_corpora([config_of[run.id] for run in todo], results)
     keep_source(source)
     write_submission(submission, session)
-    record = _queue(submission, batches, then, _steps(mirror))
+    record = _queue(submission, batches, follow)
     if record.state == "refused":
-        raise SweepError(_refused(record, arrays))
+        raise SweepError(_refused(record, submission.arrays))
+    if not todo:
+        return Ending(EXIT_DONE, f"{_nothing(plan, queued)}\nthen: fit and figures in job {record.then}")
     return Ending(EXIT_DONE, _said(submission, record, len(todo), source, time.monotonic() - began))
+
+
+def _packed(
+    runs: Sequence[PackedRun],
+    cluster: Cluster,
+    limits: slurm.Limits,
+    prepared: Callable[[Sequence[Array]], Submission],
+    dry_run: bool,
+) -> tuple[Submission, list[Batch]]:
+    """A submission of jobs that Slurm would take, and their scripts: fewer jobs where it refuses many."""
+    while True:
+        arrays = pack(runs, cluster.slots, cluster.settings, limits)
+        submission = prepared(arrays)
+        batches = [array_batch(submission, number, array) for number, array in enumerate(arrays)]
+        if dry_run or not batches:
+            return submission, batches
+        try:
+            batches[0].test()
+            return submission, batches
+        except SweepError as error:
+            # Limits of accounts and of groups of users are nowhere to be read.
+            jobs = sum(len(array.jobs) for array in arrays)
+            if SUBMIT_LIMIT not in str(error) or jobs == 1:
+                raise
+            limits = replace(limits, max_submit=jobs // 2)
+
+
+@dataclass(frozen=True)
+class _Follow:
+    """The job behind the runs."""
+
+    steps: str
+    """What it does."""
+    others: tuple[str, ...]
+    """Jobs of earlier submissions that it waits for as well."""
+    minutes: int | None
+    """Longest job that the partition takes."""
+
+    def batch(self, submission: Submission, after: Sequence[str]) -> Batch:
+        """Its script."""
+        return then_batch(submission, self.steps, [*self.others, *after], self.minutes)
+
+
+def _live_numbers(queued: Queued) -> tuple[str, ...]:
+    """Slurm's numbers of the arrays of which something runs or will run."""
+    numbers = {job.job_id.partition("_")[0] for job in queued.live if job.job_id is not None}
+    return tuple(sorted(numbers, key=int))
 
 
 def _left(limits: slurm.Limits, then: bool) -> slurm.Limits:
@@ -208,7 +265,7 @@ def _left(limits: slurm.Limits, then: bool) -> slurm.Limits:
     return replace(limits, max_submit=left)
 
 
-def _queue(submission: Submission, batches: Sequence[Batch], then: bool, steps: str) -> Record:
+def _queue(submission: Submission, batches: Sequence[Batch], follow: _Follow | None) -> Record:
     """Submit array after array, noting each at once; the first refusal ends it."""
     record = Record(time=time.time())
     try:
@@ -216,8 +273,8 @@ def _queue(submission: Submission, batches: Sequence[Batch], then: bool, steps: 
             record = replace(record, job_ids=(*record.job_ids, batch.submit()))
             note(submission, record)
         record = replace(record, state="submitted")
-        if then:
-            record = replace(record, then=then_batch(submission, steps, list(record.job_ids)).submit())
+        if follow is not None:
+            record = replace(record, then=follow.batch(submission, record.job_ids).submit())
     except SweepError as error:
         record = replace(record, state="refused", message=str(error))
     note(submission, record)
@@ -228,6 +285,11 @@ def _refused(record: Record, arrays: Sequence[Array]) -> str:
     if not record.job_ids:
         return f"{record.message}; nothing was queued"
     jobs = sum(len(array.jobs) for array in arrays[: len(record.job_ids)])
+    if len(record.job_ids) == len(arrays):
+        return (
+            f"{record.message}; all {plural(jobs, 'job')} are queued, only the fit behind them is not; "
+            f"the same command queues it later"
+        )
     total = sum(len(array.jobs) for array in arrays)
     return (
         f"{record.message}; {jobs} of {total} jobs are queued ({', '.join(record.job_ids)}) and go on; "

@@ -29,7 +29,7 @@ from sweeps.ledger import LOG, Ledger
 from sweeps.session import Session, read_session
 from trainer.config import RunConfig
 from trainer.corpora import Corpus, DataConfig, open_corpus
-from trainer.errors import ConfigError, RunDirError, TrainerError
+from trainer.errors import ConfigError, DeviceError, RunDirError, TrainerError
 from trainer.execution import Execution
 from trainer.rundir import RESULT, io_errors, read_status
 
@@ -102,6 +102,8 @@ class Worker:
         self.execution = Execution.model_validate(session.execution)
         self.over: set[str] = set()
         self.begun = False
+        # Workers started by hand may share one session, and are no siblings of each other.
+        self.lease_session = session.session if stop.launcher is not None else None
         self._corpora: dict[DataConfig, Corpus] = {}
 
     def work(self) -> int:
@@ -146,8 +148,7 @@ class Worker:
         if retrying and self._given_up(run_id):
             self.over.add(run_id)
             return None
-        launched = self.stop.launcher is not None
-        lease = Lease(self.ledger.run_dir(run_id), self.session.session if launched else None)
+        lease = Lease(self.ledger.run_dir(run_id), self.lease_session)
         if not lease.claim():
             return None
         # Between the look and the claim another worker may have finished it, or failed it once more.
@@ -268,10 +269,18 @@ def _own_log(run_dir: Path) -> Iterator[None]:
         os.close(log)
 
 
-def _trainer() -> Train:
-    """The training loop, loaded only where runs are trained: it brings torch."""
+def _trainer(session: Session) -> Train:
+    """The training loop, loaded only where runs are trained: it brings torch.
+
+    Raises DeviceError here, before a run is claimed that would fail for it.
+    """
+    from trainer.device import select_device
     from trainer.loop import train
 
+    select_device(Execution.model_validate(session.execution))
+    # What is loaded by now stays; looking through it after every run takes longer than a short run's start.
+    gc.collect()
+    gc.freeze()
     return train
 
 
@@ -288,9 +297,9 @@ def main(argv: list[str] | None = None, train: Train | None = None) -> int:
         session = read_session(options.session)
         stop = Stop(session, options.launcher)
         stop.listen()
-        return Worker(session, events, stop, train or _trainer()).work()
+        return Worker(session, events, stop, train or _trainer(session)).work()
     except (SweepError, TrainerError) as error:
-        events.send("abort", run=None, message=str(error))
+        events.send("abort", run=None, message=str(error), no_device=isinstance(error, DeviceError))
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
 

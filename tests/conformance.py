@@ -38,7 +38,7 @@ def tamper(event, args):
             from trainer.errors import ConfigError
             raise ConfigError("a planted mistake; take it out")
 
-if "sweeps.worker" in sys.orig_argv:
+if {"sweeps.worker", "sweeps.job"} & set(sys.orig_argv):
     sys.addaudithook(tamper)
 '''
 

@@ -244,6 +244,35 @@ def test_a_second_stop_kills(lab: Callable[..., Lab]) -> None:
     (one.results / "runs" / one.ids[9] / LEASE).unlink()
 
 
+def test_workers_that_are_deaf_are_killed_once_their_grace_is_over(lab: Callable[..., Lab]) -> None:
+    one = lab([9], slots=1)
+    queue = one.queue()
+    queue.grace = 0.5
+
+    def press() -> None:
+        if one.view.started():
+            queue.asked = max(queue.asked, 1)
+
+    one.view.on_tick = press
+    began = time.monotonic()
+    assert queue.run() == "interrupted"
+    assert time.monotonic() - began < 20
+    assert "workers did not stop within 0 s" in one.view.said
+    assert (one.state(9).state, one.state(9).failures) == ("preempted", 0)
+    (one.results / "runs" / one.ids[9] / LEASE).unlink()
+
+
+def test_workers_without_the_gpu_that_is_asked_for_fail_no_run(lab: Callable[..., Lab]) -> None:
+    one = lab([1, 2], slots=1)
+    queue = one.queue()
+    queue.command = (sys.executable, "-m", "sweeps.worker")
+    queue.session.execution["device"] = "cuda"
+    queue.run()
+    assert queue.no_device
+    assert "no CUDA device is visible" in str(queue.aborted)
+    assert [(one.state(seed).state, one.state(seed).failures) for seed in (1, 2)] == [("new", 0)] * 2
+
+
 def test_cancel_from_elsewhere_stops_a_sweep_and_does_not_haunt_the_next(lab: Callable[..., Lab]) -> None:
     one = lab([8], slots=1)
     queue = one.queue()

@@ -35,6 +35,14 @@ def test_a_long_run_has_a_job_of_its_own_with_its_own_time() -> None:
     assert shared.jobs == (("r2", "r3"),)
 
 
+def test_long_runs_share_a_job_that_has_room_for_several_at_a_time() -> None:
+    settings = SlurmSettings(jobs=4, job_minutes=1, time=600)
+    arrays = pack(runs(4 * 3600, 4 * 3500, 3600, 3500, 3400), 2, settings, ROOMY)
+    assert [(array.minutes, array.jobs) for array in arrays] == [
+        (360, (("r0", "r1"),)), (90, (("r2", "r3"), ("r4",))),
+    ]  # fmt: skip
+
+
 def test_a_guess_asks_for_more_time_than_a_measurement() -> None:
     settings = SlurmSettings(time=6000)
     guessed, measured = (pack([PackedRun("r", 7200, known)], 1, settings, ROOMY) for known in (False, True))

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from trainer.config import RunConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DeviceError
 from trainer.execution import Execution, processor_name
 from trainer.memory import ask_for_huge_pages, keep_freed_memory
 
@@ -25,16 +25,21 @@ PEAK_BF16_FLOPS = {
 
 
 def select_device(execution: Execution, local_rank: int = 0) -> torch.device:
-    """The device of this process; ConfigError where a GPU is asked for and there is none."""
+    """The device of this process; DeviceError where a GPU is asked for and there is none."""
     name = execution.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"execution.device = '{name}', but no CUDA device is visible; use 'cpu' or 'auto'")
+        raise DeviceError(f"execution.device = '{name}', but no CUDA device is visible; use 'cpu' or 'auto'")
     device = torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise ConfigError(f"{device} is asked for, but {torch.cuda.device_count()} CUDA devices are visible")
+        raise DeviceError(f"{device} is asked for, but {torch.cuda.device_count()} CUDA devices are visible")
     return device
+
+
+def gpu_count() -> int:
+    """GPUs that this process sees."""
+    return torch.cuda.device_count()
 
 
 def prepare_device(execution: Execution, device: torch.device) -> None:

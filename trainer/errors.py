@@ -11,6 +11,10 @@ class ConfigError(TrainerError):
     """A run configuration that cannot be built."""
 
 
+class DeviceError(ConfigError):
+    """A device that is asked for and not there."""
+
+
 class CorpusError(TrainerError):
     """A corpus that is missing, empty, too small or changed."""
 

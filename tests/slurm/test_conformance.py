@@ -103,14 +103,35 @@ class TestSlurm(Conformance):
         one.tamper(**{bad: "raise"})
         said = one.run("--then", "fit")
         job = said.partition("then: fit and figures in job ")[2].split()[0]
-        assert "1 of 2 runs of this submission are done, 1 missing" in follow_up(one, job)
+        assert "1 of 2 runs of the sweep are done, 1 missing" in follow_up(one, job)
         assert f"1 of 2 runs; failed: {bad}" in (one.results / "tables" / "small.md").read_text()
         assert table(one) == {bad: "failed", good: "done"}
         assert (one.results / "figures" / "small_scaling.svg").is_file()
         one.tamper()
         one.sweep("retry", one.file)
-        one.run("--then", "fit")
+        one.run()
+        # With nothing left to train, the fit alone.
+        (one.results / "tables" / "small_runs.csv").unlink()
+        said = one.run("--then", "fit")
+        assert "nothing to queue: 2 done" in said
+        assert "then: fit and figures in job" in said
         assert table(one) == {bad: "done", good: "done"}
+
+    def test_the_fit_waits_for_what_was_submitted_before(
+        self, executor: Slurm, full: Callable[[], None], tmp_path: Path
+    ) -> None:
+        one = Bench(executor, tmp_path / "bench", seeds=[1])
+        one.start().communicate(timeout=60)
+        text = one.sweep.file.read_text()
+        one.sweep.file.write_text(text.replace("seed = [1]", "seed = [1, 2]"))
+        said = one.start("--then", "fit").communicate(timeout=60)[0]
+        assert "queued 2 runs" in said
+        # Once more: the fit is queued already.
+        assert "nothing to queue" in one.start("--then", "fit").communicate(timeout=60)[0]
+        full()
+        wait_until(lambda: not executor.jobs(), SECONDS, one.sweep.logs)
+        job = said.partition("then: fit and figures in job ")[2].split()[0]
+        assert "4 of 4 runs of the sweep are done, 0 missing" in follow_up(one, job)
 
     def test_sweeps_of_one_name_in_two_folders_leave_each_other_alone(
         self, executor: Slurm, full: Callable[[], None], tmp_path: Path

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,35 @@ def test_a_job_is_told_or_killed(slurm: Lab, sweep: SmallSweep, trouble: Callabl
     started(sweep)
     for job in live_jobs(sweep):
         trouble(slurm, job)
+    ends_as_if_nothing_had_been(sweep)
+    assert max(sweep.attempts().values()) == 2
+
+
+def test_a_worker_that_is_deaf_to_the_notice(slurm: Lab, tmp_path: Path) -> None:
+    """It is killed before Slurm kills the job, so that the job can still be requeued."""
+    sweep = SmallSweep(tmp_path, steps=1500, slurm={"notice": 10})
+    sweep.submit()
+    started(sweep)
+    deaf = [pid for pid in processes(["sweeps.worker", str(sweep.results)]) if is_python(pid)]
+    for pid in deaf:
+        os.kill(pid, signal.SIGSTOP)
+    for job in live_jobs(sweep):
+        notice(slurm, job)
+    ends_as_if_nothing_had_been(sweep)
+    assert sweep.logs().count("workers did not stop within 8 s") == len(deaf) == 2
+    assert " failed" not in sweep.logs()
+
+
+def test_python_that_cannot_see_slurm(slurm: Lab, tmp_path: Path) -> None:
+    """As in a container: the batch script has the job requeued by itself."""
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\nPATH=/nonexistent exec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    sweep = SmallSweep(tmp_path / "sweep", steps=1500, slurm={"python": str(wrapper)})
+    sweep.submit()
+    started(sweep)
+    for job in live_jobs(sweep):
+        notice(slurm, job)
     ends_as_if_nothing_had_been(sweep)
     assert max(sweep.attempts().values()) == 2
 
@@ -169,7 +199,7 @@ def test_budgets_stop_a_job_that_cannot_even_begin(slurm: Lab, tmp_path: Path) -
     """Its step is killed by its own setup each time before the program has written a word."""
     sweep = SmallSweep(tmp_path, slurm={"idle_restarts": 2, "srun": ["--ntasks=0"]})
     sweep.submit()
-    wait_until(lambda: sweep.logs().count("give up: no step gained in 2 restarts") == 2, 120, sweep.logs)
+    wait_until(lambda: sweep.logs().count("give up: no step gained in 2 starts") == 2, 120, sweep.logs)
     assert not live_jobs(sweep)
     assert sweep.counts() == {"new": 2}
 
@@ -186,7 +216,7 @@ def test_budgets_stop_a_job_that_gains_nothing(slurm: Lab, tmp_path: Path) -> No
             if (run / "metrics.jsonl").is_file():
                 for job in live_jobs(sweep):
                     kill_step(slurm, job)
-        return "give up: no step gained in 1 restarts" in sweep.logs()
+        return "give up: no step gained in 1 starts" in sweep.logs()
 
     wait_until(killed_to_the_end, 120, sweep.logs, every=1.0)
     assert "give up" in sweep("status", str(sweep.file))

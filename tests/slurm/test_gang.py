@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conformance import TAMPER
 
 from slurm.lab import Lab
 from slurm.sweep import SmallSweep, processes, undisturbed, wait_until
@@ -162,6 +163,23 @@ def test_a_run_that_fails_is_tried_twice_and_holds_up_no_other(
     logs = sweep.logs()
     assert logs.count(f"{bad} failed") == 2, logs
     assert logs.count(f"{good} done") == 1
+    result = json.loads((sweep.results / "runs" / good / "result.json").read_text())
+    assert result["val_loss"] == calm.losses()[good][1]
+
+
+def test_a_run_that_kills_its_processes_holds_up_no_other(
+    slurm: Lab, tmp_path: Path, calm: SmallSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is left to say why; the next starts find out by whose lease was left behind."""
+    sweep = SmallSweep(tmp_path, steps=STEPS, slurm=TWO_NODES)
+    bad, good = look(read_sweep(sweep.file), sweep.results).ids
+    (tmp_path / "sitecustomize.py").write_text(TAMPER)
+    (tmp_path / "tamper.json").write_text(json.dumps({bad: "kill"}))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    sweep.submit()
+    wait_until(lambda: not any(job["live"] for job in sweep.jobs()), 180, sweep.logs)
+    assert sweep.counts() == {"done": 1, "failed": 1}, sweep.logs()
+    assert sweep.logs().count("its processes were killed") == 2
     result = json.loads((sweep.results / "runs" / good / "result.json").read_text())
     assert result["val_loss"] == calm.losses()[good][1]
 

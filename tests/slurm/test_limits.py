@@ -90,10 +90,11 @@ def test_a_refusal_that_could_not_be_foreseen_loses_nothing(accounts: Lab, tmp_p
         assert "job submit limit" in line
         return line
 
-    # Arrays of three jobs here.
-    refused(2)
+    # No job at all, and nothing is written.
+    refused(0)
     assert not accounts.jobs()
     assert not (sweep.results / "sweeps").exists()
+    # Arrays of three jobs here: the first is taken.
     assert "3 of 6 jobs are queued" in (line := refused(4))
     assert "the same command queues the rest later" in line
     sweep.wait_done(150, total=3)
@@ -102,6 +103,21 @@ def test_a_refusal_that_could_not_be_foreseen_loses_nothing(accounts: Lab, tmp_p
     sweep.wait_done(150)
     assert sweep.losses() == undisturbed(sweep)
     assert set(sweep.attempts().values()) == {1}
+
+
+def test_fewer_jobs_where_a_group_may_have_only_two(accounts: Lab, tmp_path: Path) -> None:
+    accounts.run("sacctmgr", "-i", "modify", "account", "lab", "set", "GrpSubmitJobs=2")
+    sweep = SmallSweep(tmp_path, seeds=[1, 2], steps=100)
+    assert "queued 4 runs in 2 jobs" in sweep.submit()
+    sweep.wait_done(150)
+    assert sweep.losses() == undisturbed(sweep)
+
+
+def test_a_quality_of_service_may_limit_its_users(accounts: Lab, tmp_path: Path) -> None:
+    accounts.run("sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=3")
+    sweep = SmallSweep(tmp_path, seeds=[1, 2], steps=100)
+    said = sweep("run", str(sweep.file), "--executor", "slurm", "--dry-run")
+    assert said.count("#SBATCH --array=0-2%") == 1
 
 
 def test_what_the_queue_has_forgotten_is_read_from_the_accounts(accounts: Lab, tmp_path: Path) -> None:

@@ -278,10 +278,8 @@ def after(share: Share, code: int, shown: str) -> int:
     """
     diary, state = read_diary(share.diary), slurm.state_in(shown)
     if diary.restart != _restarts():
-        # The step died before it could begin: a start in which nothing was gained.
-        job = slurm.this_job(os.environ)
-        begun = Diary(diary.starts + 1, diary.idle, diary.progress, _restarts(), job)
-        diary = replace(begun, host=socket.gethostname(), started=time.time())
+        # The step died before it could begin.
+        diary = begin(share)
     idle = diary.idle + 1 if share.progress() <= diary.progress else 0
     budget = out_of_budget(share, diary.starts + 1, idle)
     what, why = decide(diary, state, len(share.open_runs()), budget)

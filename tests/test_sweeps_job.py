@@ -86,6 +86,17 @@ def test_the_script_is_told_to_requeue(made: Submission, monkeypatch: pytest.Mon
     assert decided(made, Diary(1, progress=-1, outcome="broken", message="no GPU"))[0] == EXIT_REQUEUE
 
 
+def test_steps_that_die_before_they_begin_are_counted(
+    made: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share, codes = Share(made, 0, 0), []
+    for restart in range(2):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        codes.append(after(share, 127, RUNNING))
+    assert codes == [EXIT_REQUEUE, 1]
+    assert "no step gained in 2 starts" in str(read_diary(share.diary).message)
+
+
 def test_a_run_that_kills_its_processes_is_given_up(made: Submission, tmp_path: Path) -> None:
     share = Share(made, 0, 0)
     folder = tmp_path / "runs" / "r1"

@@ -79,7 +79,7 @@ test-slow: $(STAMP) ## whole sweeps, kills and races (several minutes)
 
 # Exit code 3 of the installer: not possible here; the tests then say why they are skipped.
 test-slurm: $(STAMP) ## on a real Slurm (root on Debian or Ubuntu, which installs it; else skipped)
-	@[ "$$(id -u)" != 0 ] || for what in "" accounting postgres; do tests/slurm/install.sh $$what || [ $$? = 3 ]; done
+	@[ "$$(id -u)" != 0 ] || for what in "" accounting postgres; do tests/slurm/install.sh $$what || [ $$? = 3 ] || exit 1; done
 	$(BIN)/python -m pytest -m slurm -rs
 
 clean: ## remove the environment and caches; runs and results stay

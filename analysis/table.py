@@ -365,9 +365,11 @@ def _row_order(row: dict[str, Any]) -> tuple[Any, ...]:
 def use_flops(runs: Runs, convention: str) -> Runs:
     """Return the same runs with training FLOPs counted by another convention (column flops_<convention>)."""
     column = f"flops_{convention}"
-    if column not in runs.table or bool(runs.table[column].isna().any()):
-        names = [str(name) for name in runs.table.columns]
-        known = ", ".join(name.removeprefix("flops_") for name in names if name.startswith("flops_"))
+    counted = [str(name) for name in runs.table.columns if str(name).startswith("flops_")]
+    # A price for one token is no count of a training run.
+    counted = [name for name in counted if name != "flops_per_token"]
+    if column not in counted or bool(runs.table[column].isna().any()):
+        known = ", ".join(name.removeprefix("flops_") for name in counted)
         raise AnalysisError(
             f"--flops {convention}: the table does not count FLOPs so; use one of: {known or 'none'}"
         )

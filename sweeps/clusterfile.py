@@ -37,6 +37,10 @@ def minutes_from(written: Any) -> Any:
 Minutes = Annotated[int, BeforeValidator(minutes_from), Field(gt=0)]
 
 
+Lines = Annotated[tuple[str, ...], BeforeValidator(lambda one: (one,) if isinstance(one, str) else one)]
+"""A list; one alone may stand without brackets."""
+
+
 class SlurmSettings(BaseModel):
     """How a sweep asks Slurm for jobs.  What is not given is left to the cluster's defaults."""
 
@@ -76,13 +80,13 @@ class SlurmSettings(BaseModel):
     """Times that a job is requeued, at most."""
     idle_restarts: int = Field(default=3, gt=0)
     """Times in a row that a job is requeued although no step was gained."""
-    setup: tuple[str, ...] = ()
+    setup: Lines = ()
     """Shell lines before the program starts: modules, environment variables."""
     python: str | None = None
     """Command that starts Python, for example "apptainer exec --nv image.sif python"; default this one."""
     options: Partial = {}
     """More sbatch options by their long names, for example {exclude = "n7"}."""
-    srun: tuple[str, ...] = ()
+    srun: Lines = ()
     """More arguments of srun."""
     device: str | None = None
     """Name of the processor or GPU as results record it, to price runs by earlier ones on it."""
@@ -138,11 +142,16 @@ def slurm_settings(table: Partial | None, cluster: str | None, source: str) -> S
     return _checked({**base, **(table or {})}, f"{source}: slurm")
 
 
-def _checked(table: dict[str, Any], source: str) -> SlurmSettings:
+def validated(table: Partial, source: str) -> SlurmSettings:
+    """The settings of one table, without a cluster's; SweepError where a key or a value cannot be."""
     try:
-        settings = SlurmSettings.model_validate(table)
+        return SlurmSettings.model_validate(table)
     except ValidationError as error:
         raise SweepError(validation_line(error, SlurmSettings, source)) from None
+
+
+def _checked(table: dict[str, Any], source: str) -> SlurmSettings:
+    settings = validated(table, source)
     if settings.gpus and settings.gres is not None:
         raise SweepError(f"{source}: gpus and gres both ask for GPUs; drop one")
     if settings.processes > 1 and settings.has_gpu and settings.tasks != settings.gpu_count:

@@ -27,6 +27,7 @@ from trainer.messages import nearest
 from trainer.rundir import CONFIG, ERROR, METRICS, read_json, read_status
 
 BYTES_A_LINE = 400
+QUEUE_SECONDS = 10.0
 FOLLOW_SECONDS = 0.5
 
 
@@ -128,6 +129,7 @@ def _log_files(ledger: Ledger, run_id: str) -> list[Path]:
 def _follow(ledger: Ledger, ids: list[str], files: dict[Path, str], sweep: str) -> None:
     """Print what is added to the logs until every run has ended, or all were told to stop and have."""
     positions = {path: path.stat().st_size for path in files}
+    look_at = time.monotonic() + QUEUE_SECONDS
     asked = stop_mark(ledger.results, sweep)
     try:
         while True:
@@ -147,9 +149,22 @@ def _follow(ledger: Ledger, ids: list[str], files: dict[Path, str], sweep: str) 
                         print(f"{run_id} {line}" if len(ids) > 1 else line, flush=True)
             if stopped or states <= {"done", "diverged", "failed", "corrupt"}:
                 return
+            if "running" not in states and time.monotonic() > look_at:
+                look_at = time.monotonic() + QUEUE_SECONDS
+                if told := _queue_is_empty(ledger.results, sweep):
+                    print("\n".join(told))
+                    return
             time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:
         return
+
+
+def _queue_is_empty(results: Path, sweep: str) -> list[str]:
+    """What there is to say of a sweep that was queued and of which no job is left; else nothing."""
+    from sweeps.queued import lines, look_up
+
+    queued = look_up(results, sweep)
+    return lines(queued) if queued.jobs and not queued.live and queued.problem is None else []
 
 
 def retry(target: str, results: Path) -> None:

@@ -177,8 +177,17 @@ def lines(queued: Queued) -> list[str]:
         record = read_record(jobs[0].submission)
         if record.message:
             said.append(f"  {record.message}")
+        said += _follow_up(jobs[0].submission, record.then, queued.others)
     said += [f"slurm {job.name}, job {job.id}: {job.state} ({job.reason})" for job in queued.others]
     return said
+
+
+def _follow_up(submission: Submission, job: str | None, others: Sequence[slurm.Job]) -> list[str]:
+    """Where the job that has fitted and drawn left its output."""
+    if job is None or any(one.id.partition("_")[0] == job for one in others):
+        return []
+    log = submission.path / LOGS / f"{job}_0_log.out"
+    return [f"  fit and figures, job {job}: over; see {log}"] if log.is_file() else []
 
 
 def _is_trouble(job: QueuedJob) -> bool:

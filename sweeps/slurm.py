@@ -79,6 +79,8 @@ def command(args: Sequence[str], timeout: float = TIMEOUT_SECONDS) -> str:
         raise SweepError(f"{args[0]} did not answer within {timeout:.0f} s; is the controller up?") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
+        # The last line may only say where there is help.
+        lines = [line for line in lines if not re.search(r"Try .*--help", line)] or lines
         said = lines[-1] if lines else f"exit code {done.returncode}"
         raise SweepError(f"{args[0]}: {said.removeprefix(f'{args[0]}: ').removeprefix('error: ')}")
     return done.stdout

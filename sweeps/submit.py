@@ -184,7 +184,7 @@ def submit(
         )  # fmt: skip
 
     packed = [PackedRun(run.id, run.seconds, run.measured) for run in todo]
-    submission, batches = _packed(packed, cluster, _left(limits, then), prepared, dry_run)
+    submission, batches = _packed(packed, cluster, _left(limits, then), prepared)
     follow = _Follow(_steps(mirror), _live_numbers(queued), limits.max_minutes) if then else None
     if dry_run:
         texts = [batch.text for batch in batches]
@@ -209,14 +209,13 @@ def _packed(
     cluster: Cluster,
     limits: slurm.Limits,
     prepared: Callable[[Sequence[Array]], Submission],
-    dry_run: bool,
 ) -> tuple[Submission, list[Batch]]:
     """A submission of jobs that Slurm would take, and their scripts: fewer jobs where it refuses many."""
     while True:
         arrays = pack(runs, cluster.slots, cluster.settings, limits)
         submission = prepared(arrays)
         batches = [array_batch(submission, number, array) for number, array in enumerate(arrays)]
-        if dry_run or not batches:
+        if not batches:
             return submission, batches
         try:
             batches[0].test()

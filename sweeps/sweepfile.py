@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from sweeps.clusterfile import validated
 from sweeps.errors import SweepError
 from trainer.execution import Execution
 from trainer.messages import nearest, validation_line
@@ -158,5 +159,7 @@ def parse_sweep(content: Mapping[str, Any], path: Path) -> Sweep:
         sweep = Sweep.model_validate(dict(content))
     except ValidationError as error:
         raise SweepError(validation_line(error, Sweep, path.name)) from None
+    if sweep.slurm is not None:
+        validated(sweep.slurm, f"{path.name}: slurm")
     sweep._name, sweep._path = path.stem, path
     return sweep

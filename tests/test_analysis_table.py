@@ -91,6 +91,8 @@ def test_sweep_numbers_survive_the_export_exactly(tmp_path: Path) -> None:
     assert use_flops(runs_table(tmp_path, "s"), "6N").table["train_flops"].tolist() == [1.1e12]
     with pytest.raises(AnalysisError, match=r"--flops causal.*use one of: paper, 6N"):
         use_flops(runs_table(tmp_path, "s"), "causal")
+    with pytest.raises(AnalysisError, match="--flops per_token: the table does not count FLOPs so"):
+        use_flops(runs_table(tmp_path, "s"), "per_token")
 
 
 def test_unknown_sweep_lists_the_known(tmp_path: Path) -> None:

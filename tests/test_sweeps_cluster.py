@@ -47,6 +47,34 @@ def test_settings_that_cannot_be_are_one_line(table: dict[str, Any], words: str)
     assert "mine.toml" in str(caught.value)
 
 
+def test_a_sweep_file_is_read_with_its_slurm_table(tmp_path: Path) -> None:
+    """Also where nothing is to be queued: a misspelt key is no surprise on the cluster."""
+    from conftest import TINY
+
+    from sweeps.sweepfile import read_sweep
+
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY + '[slurm]\npartitoin = "x"\n')
+    with pytest.raises(SweepError, match=r"tiny.toml: slurm.* did you mean 'partition'"):
+        read_sweep(path)
+    path.write_text(TINY + '[slurm]\nsetup = "module load cuda"\n')
+    assert slurm_settings(read_sweep(path).slurm, None, "x").setup == ("module load cuda",)
+
+
+def test_what_slurm_says_is_told_without_its_hint_at_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "sbatch"
+    program.write_text(
+        "#!/bin/sh\necho \"sbatch: unrecognized option '--excldue=n1'\" >&2\n"
+        "echo 'Try \"sbatch --help\" for more information' >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(SweepError, match=r"unrecognized option '--excldue=n1'$"):
+        slurm.command(["sbatch", "--test-only", "x"])
+
+
 def test_a_sweeps_table_goes_over_its_clusters(tmp_path: Path) -> None:
     file = tmp_path / "site.toml"
     file.write_text('partition = "long"\ncpus = 8\n')

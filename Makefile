@@ -10,7 +10,7 @@ export SCALING_RESULTS := $(RESULTS)
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test test-slow test-slurm status figures mlflow-ui bench clean $(SWEEPS:%=sweep-%) $(SWEEPS:%=plan-%)
+.PHONY: help setup check lint types test test-slow test-slurm status figures reproduce mlflow-ui bench clean $(SWEEPS:%=sweep-%) $(SWEEPS:%=plan-%)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ status: $(STAMP) ## what has been run
 
 figures: $(STAMP) ## redraw every figure and table from tracked tables, no training
 	$(BIN)/python -m analysis figures
+
+reproduce: $(STAMP) ## fit published studies again, value against value (about half a minute)
+	$(BIN)/python -m analysis reproduce --out $(RESULTS)/tables
 
 # bf16 is small, since a processor without its instructions emulates it. Narrow networks have one thread: the
 # wait of a second one for so little work would count as processor time.

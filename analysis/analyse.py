@@ -8,23 +8,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.arrays import Array
 from analysis.compare import Comparison, compare_slopes
 from analysis.errors import AnalysisError
-from analysis.fit import Fit, Refusal, distinct_budgets, fit_law
-from analysis.laws import Array, IrreduciblePowerLaw, PowerLaw, geometric_mean
+from analysis.fit import LEAST_SQUARES, Fit, Refusal, distinct, fit_law
+from analysis.laws import IRREDUCIBLE, POWER
 from analysis.table import Runs, structures_of
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """A table with its fits by structure, in the order of figures and reports.
-
-    reference: C0, geometric mean of the training FLOPs of all runs, the same for every structure.
-    """
+    """A table with its fits by structure, in the order of figures and reports."""
 
     name: str
     runs: Runs
-    reference: float
     power: dict[str, Fit | Refusal]
     irreducible: dict[str, Fit | Refusal]
     comparison: Comparison
@@ -42,8 +39,7 @@ class Analysis:
         }
         return {
             "name": self.name,
-            "reference_flops": self.reference,
-            "laws": {law.name: law.formula for law in (PowerLaw, IrreduciblePowerLaw)},
+            "laws": {law.name: law.formula for law in (POWER, IRREDUCIBLE)},
             "fits": fits,
             "comparison": self.comparison.to_dict(),
         }
@@ -71,22 +67,35 @@ def analyse(runs: Runs, name: str, irreducible: float | None = None) -> Analysis
         raise AnalysisError(
             f"{name}: no finished run to fit ({runs.coverage()}); run or resume the sweep first"
         )
-    lowest = float(runs.table["val_loss"].min())
-    if irreducible is not None and not 0 <= irreducible < lowest:
-        raise AnalysisError(
-            f"--irreducible {irreducible:g}: must lie from 0 to below the lowest loss {lowest:g}; mend it"
-        )
+    known = known_floor(runs.table, irreducible)
     groups = {structure: points(runs.table, structure) for structure in structures_of(runs.table)}
-    reference = geometric_mean(runs.table["train_flops"].to_numpy(np.float64))
-    known = irreducible if irreducible is not None else _entropy_rate(runs.table)
     return Analysis(
         name=name,
         runs=runs,
-        reference=reference,
-        power={s: fit_law(PowerLaw.name, *xy, s, reference) for s, xy in groups.items()},
-        irreducible={s: fit_law(IrreduciblePowerLaw.name, *xy, s, reference) for s, xy in groups.items()},
+        power={s: _curve(POWER.name, *xy, s) for s, xy in groups.items()},
+        irreducible={s: _curve(IRREDUCIBLE.name, *xy, s) for s, xy in groups.items()},
         comparison=compare_slopes(groups, design_words(runs.table), known),
     )
+
+
+def _curve(law: str, flops: Array, loss: Array, structure: str) -> Fit | Refusal:
+    return fit_law(law, {"train_flops": flops}, loss, structure, settings=LEAST_SQUARES)
+
+
+def known_floor(table: pd.DataFrame, irreducible: float | None) -> float | None:
+    """The irreducible loss that the user gives, or the entropy rate of the table's corpus, or None.
+
+    Raises:
+        AnalysisError: it is given and not below every loss.
+    """
+    if irreducible is None:
+        return _entropy_rate(table)
+    lowest = float(table["val_loss"].min())
+    if not 0 <= irreducible < lowest:
+        raise AnalysisError(
+            f"--irreducible {irreducible:g}: must lie from 0 to below the lowest loss {lowest:g}; mend it"
+        )
+    return irreducible
 
 
 def _entropy_rate(table: pd.DataFrame) -> float | None:
@@ -103,7 +112,7 @@ def design_words(table: pd.DataFrame) -> str:
     shapes = set()
     for structure in structures_of(table):
         flops, _ = points(table, structure)
-        budgets = distinct_budgets(flops)
+        budgets = distinct(flops)
         if flops.size % budgets or len(np.unique(np.round(np.log(flops), 6))) != budgets:
             return f"{len(table)} runs"
         shapes.add((budgets, flops.size // budgets))

@@ -9,28 +9,39 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq, least_squares
-from scipy.special import fdtrc, gammaincinv, ndtr
+from scipy.optimize import brentq
+from scipy.special import gammaincinv, ndtr
 
+from analysis.arrays import Array
 from analysis.digits import number, probability
+from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
-from analysis.fit import distinct_budgets, t_quantile
-from analysis.laws import Array
-from analysis.search import ROUNDING
+from analysis.fit import distinct
+from analysis.laws import IRREDUCIBLE, POWER
+from analysis.nested import JointFit, NestedTest, joint_fit, nested_test
+from analysis.uncertainty import covariance, t_quantile
 
-LEVEL, POWER = 0.05, 0.80
-FLOOR_GRID = 60
+LEVEL, POWER_WANTED = 0.05, 0.80
 
 Groups = Mapping[str, tuple[Array, Array]]
+HYPOTHESES = {
+    "none": "Without an irreducible loss",
+    "given": "With a given irreducible loss",
+    "shared": "With one fitted irreducible loss shared by all structures",
+    "separate": "With an irreducible loss of its own for each structure",
+}
 
 
 @dataclass(frozen=True)
 class SlopeTest:
-    """The F test of one exponent for all structures against one for each, by nested least squares.
+    """The test of one exponent for all structures against one for each, by nested least squares on log loss.
 
-    hypothesis: `none` (no irreducible loss), `given` (E subtracted) or `shared` (one E, fitted).
+    hypothesis: `none` (no irreducible loss), `given` (E subtracted), `shared` (one E, fitted) or `separate`
+        (an E for each structure).
     exponents, standard_errors: by structure, under separate exponents.
-    irreducible, irreducible_se: E in nats per token; its error only where it is fitted inside its bounds.
+    irreducible, irreducible_se: E in nats per token by structure (one entry, "", where it is shared); its
+        error only where it is fitted inside its bounds.
+    test: F, likelihood-ratio and permutation test.
     detectable: the smallest difference between two structures' exponents that would be found with 80 %
         probability at the 5 % level, for the pair of structures where it is largest.
     caution: why the test is to be read with care, or None.
@@ -40,14 +51,27 @@ class SlopeTest:
     exponents: dict[str, float]
     standard_errors: dict[str, float]
     common: float
-    irreducible: float
-    irreducible_se: float | None
-    statistic: float
-    dof: tuple[int, int]
-    p_value: float
+    irreducible: dict[str, float]
+    irreducible_se: dict[str, float]
+    test: NestedTest
     residual_sd: float
     detectable: float
     caution: str | None
+
+    @property
+    def statistic(self) -> float:
+        """F."""
+        return self.test.statistic
+
+    @property
+    def dof(self) -> tuple[int, int]:
+        """Degrees of freedom of F."""
+        return self.test.constraints, self.test.dof
+
+    @property
+    def p_value(self) -> float:
+        """Of the F test."""
+        return self.test.f_p
 
     @property
     def rejected(self) -> bool:
@@ -56,7 +80,7 @@ class SlopeTest:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, float64 at full precision."""
-        return {**vars(self), "dof": list(self.dof), "rejected": self.rejected}
+        return {**vars(self), "test": self.test.to_dict(), "rejected": self.rejected}
 
 
 @dataclass(frozen=True)
@@ -83,111 +107,150 @@ class Comparison:
         return {"tests": [test.to_dict() for test in self.tests], "verdict": self.verdict}
 
 
-@dataclass(frozen=True)
-class _Joint:
-    """A joint fit: alphas (one, or one a group), E, squared residuals, covariance of (alphas..., E)."""
-
-    alphas: Array
-    irreducible: float
-    cost: float
-    inverse: Array
-    interior: bool
+def usable(groups: Groups) -> dict[str, tuple[Array, Array]]:
+    """The structures with enough points for an exponent."""
+    return {
+        name: (np.asarray(flops, np.float64), np.asarray(loss, np.float64))
+        for name, (flops, loss) in groups.items()
+        if len(loss) >= 3 and distinct(np.asarray(flops, np.float64)) >= 3
+    }
 
 
-def compare_slopes(groups: Groups, design: str | None = None, irreducible: float | None = None) -> Comparison:
-    """Test equality of exponents without E, under a given E if there is one, and under one shared fitted E.
+def compare_slopes(
+    groups: Groups, design: str | None = None, irreducible: float | None = None, permutations: int = 0
+) -> Comparison:
+    """Test equality of exponents without E, under a given E if there is one, one shared E, and separate E.
 
     Args:
         groups: structure -> (training FLOPs, losses), arrays of shape (n,).
         design: the design in words, such as `4 sizes x 1 seed`; the number of runs by default.
         irreducible: a known E in nats per token, such as the entropy rate of a synthetic source.
+        permutations: samples of the permutation tests; 0 for none.
 
     Raises:
         AnalysisError: the given E is negative or not below every loss.
     """
-    usable = {
-        name: (np.asarray(flops, np.float64), np.asarray(loss, np.float64))
-        for name, (flops, loss) in groups.items()
-        if len(loss) >= 3 and distinct_budgets(np.asarray(flops, np.float64)) >= 3
-    }
-    tests: list[SlopeTest | NoTest] = [slope_test(usable, 0.0)]
+    enough = usable(groups)
+    wanted: list[tuple[str, float]] = [("none", 0.0)]
     if irreducible is not None:
-        tests.append(slope_test(usable, irreducible))
-    tests.append(slope_test(usable, None))
+        wanted.append(("given", irreducible))
+    wanted += [("shared", 0.0), ("separate", 0.0)]
+    tests = [slope_test(enough, name, floor, permutations) for name, floor in wanted]
     words = design or f"{sum(len(loss) for _, loss in groups.values())} runs"
     return Comparison(tuple(tests), verdict(tests, words))
 
 
-def slope_test(groups: Groups, irreducible: float | None) -> SlopeTest | NoTest:
+def slope_test(
+    groups: Groups, hypothesis: str, irreducible: float = 0.0, permutations: int = 0
+) -> SlopeTest | NoTest:
     """Test that all structures share one exponent.
 
-    With E = 0 or a given E the model is a line in log(L - E) against log C for each structure; with E fitted
-    (None) it is E + k_g (C/C0)^-alpha_g in log loss, E being optimised anew under each hypothesis.
+    Under `none` and `given` the law is a line in log(L - E) against log C for each structure; under `shared`
+    and `separate` it is E + k C^-alpha in log loss, E being optimised anew under each hypothesis.
+
+    Args:
+        groups: structure -> (training FLOPs, losses).
+        hypothesis: `none`, `given`, `shared` or `separate`.
+        irreducible: the given E.
+        permutations: samples of the permutation test.
 
     Raises:
         AnalysisError: the given E is negative or not below every loss.
     """
-    name = "shared" if irreducible is None else "given" if irreducible > 0 else "none"
     if len(groups) < 2:
-        return NoTest(name, f"{len(groups)} structure with enough points: nothing to compare")
-    data = _centred(groups)
-    lowest = min(float(np.exp(y).min()) for _, y in data)
-    if irreducible is not None and not 0 <= irreducible < lowest:
+        return NoTest(hypothesis, f"{len(groups)} structure with enough points: nothing to compare")
+    lowest = min(float(np.min(loss)) for _, loss in groups.values())
+    if not 0 <= irreducible < lowest:
         raise AnalysisError(
             f"irreducible loss {irreducible:g}: must lie from 0 to below the lowest loss {lowest:g}; mend it"
         )
-    g, n = len(data), sum(y.size for _, y in data)
-    dof = n - 2 * g - (1 if irreducible is None else 0)
-    if dof < 1:
-        return NoTest(name, f"{n} points leave no degree of freedom beside {n - dof} parameters")
-    if irreducible is None:
-        full, null = _fit_shared(data, lowest, False), _fit_shared(data, lowest, True)
-    else:
-        lines = [(x, np.log(np.exp(y) - irreducible)) for x, y in data]
-        full, null = _fit_lines(lines, irreducible, False), _fit_lines(lines, irreducible, True)
-    if full.cost <= n * ROUNDING:
-        return NoTest(name, "the curves pass through every point: there is no noise to test against")
-    return _slope_test(name, list(groups), full, null, dof)
+    n = sum(len(loss) for _, loss in groups.values())
+    law = POWER if hypothesis in ("none", "given") else IRREDUCIBLE
+    own = ("E",) if hypothesis == "separate" else ()
+    p = 2 * len(groups) + {"none": 0, "given": 0, "shared": 1, "separate": len(groups)}[hypothesis]
+    if n <= p:
+        return NoTest(hypothesis, f"{n} points leave no degree of freedom beside {p} parameters")
+    null = joint(law, groups, (*own, "k"), irreducible)
+    full = joint(law, groups, (*own, "k", "alpha"), irreducible)
+    test = nested_test(null, full, permutations)
+    if test is None:
+        return NoTest(hypothesis, "the curves pass through every point: there is no noise to test against")
+    return _slope_test(hypothesis, list(groups), irreducible, null, full, test)
 
 
-def _slope_test(name: str, labels: list[str], full: _Joint, null: _Joint, dof: int) -> SlopeTest:
+def joint(law: SumLaw, groups: Groups, free: tuple[str, ...], floor: float = 0.0) -> JointFit:
+    """Fit a law in training FLOPs jointly to structures, `floor` subtracted from their losses."""
+    flops = np.concatenate([np.asarray(flops, np.float64) for flops, _ in groups.values()])
+    loss = np.concatenate([np.asarray(loss, np.float64) for _, loss in groups.values()])
+    names = [name for name, (_, losses) in groups.items() for _ in losses]
+    return joint_fit(law, {"train_flops": flops}, loss - floor, names, free)
+
+
+def _slope_test(
+    hypothesis: str, labels: list[str], given: float, null: JointFit, full: JointFit, test: NestedTest
+) -> SlopeTest | NoTest:
+    bound, phi = full.optimum.bound, full.optimum.phi
+    try:
+        places = [bound.place("alpha", label) for label in labels]
+        common = float(null.optimum.phi[null.optimum.bound.place("alpha")])
+    except KeyError:
+        return NoTest(hypothesis, "the loss of a structure does not fall: it has no exponent")
+    known = covariance(bound, phi, math.inf)
+    if known is None:
+        return NoTest(hypothesis, "the parameters cannot be told apart")
+    matrix = known[0][np.ix_(places, places)]
+    errors = np.sqrt(np.diag(matrix))
     g = len(labels)
-    variance = full.cost / dof
-    covariance = variance * full.inverse
-    statistic = max(0.0, (null.cost - full.cost) / (g - 1) / variance)
-    errors = np.sqrt(np.diag(covariance))
     pairs = [
-        math.sqrt(max(0.0, covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]))
+        math.sqrt(max(0.0, matrix[i, i] + matrix[j, j] - 2 * matrix[i, j]))
         for i in range(g)
         for j in range(i)
     ]
-    fitted = name == "shared"
+    floors, floor_errors = _floors(full, known[0])
     return SlopeTest(
-        hypothesis=name,
-        exponents=dict(zip(labels, map(float, full.alphas), strict=True)),
-        standard_errors=dict(zip(labels, map(float, errors[:g]), strict=True)),
-        common=float(null.alphas[0]),
-        irreducible=full.irreducible,
-        irreducible_se=float(errors[g]) if fitted and full.interior else None,
-        statistic=statistic,
-        dof=(g - 1, dof),
-        p_value=float(fdtrc(g - 1, dof, statistic)),
-        residual_sd=math.sqrt(variance),
-        detectable=detectable_difference(max(pairs), dof),
-        caution=_caution(full, null) if fitted else None,
+        hypothesis=hypothesis,
+        exponents={label: float(phi[place]) for label, place in zip(labels, places, strict=True)},
+        standard_errors=dict(zip(labels, map(float, errors), strict=True)),
+        common=common,
+        irreducible=floors or {"": given},
+        irreducible_se=floor_errors,
+        test=test,
+        residual_sd=math.sqrt(full.squares / full.dof),
+        detectable=detectable_difference(max(pairs), full.dof),
+        caution=_caution(full, null),
     )
 
 
-def _caution(full: _Joint, null: _Joint) -> str | None:
-    if full.irreducible <= 0:
+def _floors(full: JointFit, matrix: Array) -> tuple[dict[str, float], dict[str, float]]:
+    """E and its standard error, by structure; one that has vanished is 0 and has none."""
+    bound, phi = full.optimum.bound, full.optimum.phi
+    values, errors = {}, {}
+    for column in full.whole.columns:
+        if column.name != "E":
+            continue
+        values[column.group] = 0.0
+        if column in bound.columns:
+            place = bound.columns.index(column)
+            values[column.group] = float(np.exp(phi[place]))
+            errors[column.group] = values[column.group] * math.sqrt(matrix[place, place])
+    return values, errors
+
+
+def _caution(full: JointFit, null: JointFit) -> str | None:
+    def gone(fit: JointFit) -> list[str]:
+        return [label for label in fit.optimum.vanished if label.startswith("E")]
+
+    names = gone(full)
+    if names == ["E"]:
         return "the shared E is at its bound 0, so the points do not identify it"
-    if not full.interior:
-        return "the shared E is at its bound, the lowest loss, so the points do not identify it"
-    return "E is at a bound where the exponents are shared" if not null.interior else None
+    if names:
+        which = "it" if len(names) == 1 else "them"
+        return f"{', '.join(names)} at the bound 0, so the points do not identify {which}"
+    return "E is at a bound where the exponents are shared" if gone(null) else None
 
 
 def detectable_difference(
-    standard_error: float, dof: int, level: float = LEVEL, power: float = POWER
+    standard_error: float, dof: int, level: float = LEVEL, power: float = POWER_WANTED
 ) -> float:
     """Return the difference that a two-sided t test at `level` finds with probability `power`.
 
@@ -211,96 +274,6 @@ def _detectable_in_errors(dof: int, level: float, power: float) -> float:
     while shortfall(high) < 0:
         high *= 1.5
     return float(brentq(shortfall, 0.0, high, xtol=1e-12))
-
-
-def _centred(groups: Groups) -> list[tuple[Array, Array]]:
-    """Each structure's (log C - log C0, log L), C0 the geometric mean over all."""
-    logs = [(np.log(flops), np.log(loss)) for flops, loss in groups.values()]
-    centre = float(np.concatenate([x for x, _ in logs]).mean())
-    return [(x - centre, y) for x, y in logs]
-
-
-def _fit_lines(lines: list[tuple[Array, Array]], irreducible: float, common: bool) -> _Joint:
-    """Parallel or free straight lines by ordinary least squares, in closed form."""
-    centred = [(x - x.mean(), y - y.mean()) for x, y in lines]
-    sxx = np.array([float(x @ x) for x, _ in centred])
-    sxy = np.array([float(x @ y) for x, y in centred])
-    slopes = np.array([sxy.sum() / sxx.sum()]) if common else sxy / sxx
-    each = np.broadcast_to(slopes, sxx.shape)
-    cost = sum(float(((y - b * x) ** 2).sum()) for (x, y), b in zip(centred, each, strict=True))
-    return _Joint(-slopes, irreducible, cost, np.diag(1 / (sxx.sum(keepdims=True) if common else sxx)), True)
-
-
-def _weighted_lines(
-    data: list[tuple[Array, Array]], floor: float, common: bool
-) -> tuple[Array, Array, float]:
-    """Near-optimal log k and alpha for a fixed E.
-
-    Lines in log(L - E), weighted by ((L - E) / L)^2: to first order these are residuals of log L.
-    """
-    parts = []
-    for x, y in data:
-        rest = np.exp(y) - floor
-        w = (rest / np.exp(y)) ** 2
-        mx, mz = float(w @ x / w.sum()), float(w @ np.log(rest) / w.sum())
-        dx, dz = x - mx, np.log(rest) - mz
-        parts.append((mx, mz, float(w @ dx**2), float(w @ (dx * dz)), float(w @ dz**2)))
-    mx, mz, sxx, sxz, szz = np.array(parts).T
-    slopes = np.full(len(data), sxz.sum() / sxx.sum()) if common else sxz / sxx
-    cost = float((szz - 2 * slopes * sxz + slopes**2 * sxx).sum())
-    return mz - slopes * mx, -slopes, cost
-
-
-def _fit_shared(data: list[tuple[Array, Array]], lowest: float, common: bool) -> _Joint:
-    """One E for all structures: a profile over E gives the starts, joint least squares the optimum."""
-    g = len(data)
-    x = np.concatenate([part for part, _ in data])
-    y = np.concatenate([part for _, part in data])
-    group = np.repeat(np.arange(g), [part.size for part, _ in data])
-    slot = np.zeros_like(group) if common else group
-
-    def residuals(p: Array) -> Array:
-        return np.asarray(np.log(p[0] + np.exp(p[1 + group] - p[1 + g + slot] * x)) - y)
-
-    def jacobian(p: Array) -> Array:
-        u = np.exp(p[1 + group] - p[1 + g + slot] * x)
-        out = np.zeros((x.size, p.size))
-        out[:, 0] = 1.0
-        out[np.arange(x.size), 1 + group] = u
-        out[np.arange(x.size), 1 + g + slot] = -x * u
-        return np.asarray(out / (p[0] + u)[:, None])
-
-    floors = lowest * np.sin(np.linspace(0, 0.5 * np.pi * 0.98, FLOOR_GRID)) ** 2
-    profile = [_weighted_lines(data, float(floor), common) for floor in floors]
-    costs = np.array([cost for _, _, cost in profile])
-    dips = [i for i in range(1, FLOOR_GRID) if costs[i] <= costs[max(i - 1, 0) : i + 2].min()]
-    log_k, alphas, _ = profile[0]
-    best = np.concatenate([[0.0], log_k, alphas[:1] if common else alphas])
-    best_cost = float((residuals(best) ** 2).sum())
-    low = np.concatenate([[0.0], np.full(best.size - 1, -np.inf)])
-    high = np.concatenate([[lowest], np.full(best.size - 1, np.inf)])
-    for i in dict.fromkeys([*dips, 1, FLOOR_GRID // 2]):
-        log_k, alphas, _ = profile[i]
-        start = np.concatenate([[floors[i]], log_k, alphas[:1] if common else alphas])
-        found = least_squares(
-            residuals, start, jac=jacobian, bounds=(low, high), x_scale="jac",
-            xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=400,
-        )  # fmt: skip
-        # E = 0 stays unless an interior point is better by more than rounding.
-        if 2 * found.cost < best_cost * (1 - 1e-9):
-            best, best_cost = np.asarray(found.x, np.float64), 2 * float(found.cost)
-    interior = bool(1e-6 * lowest < best[0] < lowest * (1 - 1e-6))
-    floor = float(best[0]) if best[0] > 1e-6 * lowest else 0.0
-    return _Joint(best[1 + g :], floor, best_cost, _inverse(jacobian(best), g, interior), interior)
-
-
-def _inverse(jacobian: Array, g: int, interior: bool) -> Array:
-    """(J'J)^-1 of (alphas..., E); at a bound E is held fixed."""
-    used = jacobian if interior else jacobian[:, 1:]
-    inverse = np.linalg.pinv(used.T @ used, rcond=1e-14)
-    first = 1 + g if interior else g
-    keep = [*range(first, used.shape[1]), *([0] if interior else [])]
-    return np.asarray(inverse[np.ix_(keep, keep)])
 
 
 def verdict(tests: list[SlopeTest | NoTest], design: str) -> str:
@@ -337,19 +310,27 @@ def _steepest(test: SlopeTest) -> str:
 
 
 def _sentence(test: SlopeTest | NoTest) -> str:
-    lead = {"none": "Without an irreducible loss", "given": "With a given irreducible loss"}
+    opening = HYPOTHESES[test.hypothesis]
     if isinstance(test, NoTest):
-        opening = lead.get(test.hypothesis, "With one irreducible loss shared by all structures")
         return f"{opening} there is no test: {test.reason}."
-    opening = lead.get(test.hypothesis, "With one fitted irreducible loss shared by all structures")
     if test.hypothesis != "none":
-        error = f" ± {number(test.irreducible_se, test.irreducible_se)}" if test.irreducible_se else ""
-        opening += f" (E = {number(test.irreducible, test.irreducible_se, 3)}{error})"
+        opening += f" ({_floor_words(test)})"
     a, b = test.dof
     outcome = "rejected" if test.rejected else "not rejected"
     numbers = f"F({a}, {b}) = {test.statistic:.2f}, p {probability(test.p_value)}"
+    if test.test.permutation_p is not None:
+        numbers += f", permutation p {probability(test.test.permutation_p)}"
     text = f"{opening}, equality of slopes is {outcome} ({numbers})"
     if test.rejected:
         text += f"; steepest is {_steepest(test)}"
-        text += ", unless the structures differ in E itself" if test.hypothesis != "none" else ""
+        text += ", unless the structures differ in E itself" if test.hypothesis in ("given", "shared") else ""
     return f"{text}; {test.caution}." if test.caution else f"{text}."
+
+
+def _floor_words(test: SlopeTest) -> str:
+    parts = []
+    for group, value in test.irreducible.items():
+        error = test.irreducible_se.get(group)
+        words = number(value, error, 3) + (f" ± {number(error, error)}" if error else "")
+        parts.append(f"{group} {words}" if group else f"E = {words}")
+    return ("" if "" in test.irreducible else "E: ") + ", ".join(parts)

@@ -26,7 +26,7 @@ from analysis.latency import (
     read_published_tokens,
     read_published_widths,
 )
-from analysis.loading import is_csv, larger, load
+from analysis.loading import is_file, larger, load
 from analysis.output import write_if_changed
 from analysis.table import Runs, to_csv
 
@@ -57,7 +57,7 @@ def draw(
     if found is not None:
         paths += draw_gaps(found, out)
     if over_rates:
-        moves = _dynamics_at_hand(runs, name, None if is_csv(table) else results, results / "tables")
+        moves = _dynamics_at_hand(runs, name, None if is_file(table) else results, results / "tables")
         paths += draw_dynamics(moves, out) if moves is not None else []
     return paths
 

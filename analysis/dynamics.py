@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtr
 
+from analysis.arrays import Array
 from analysis.errors import AnalysisError
 from analysis.labels import base_and_variant, structure_order
-from analysis.laws import Array
 from analysis.table import Runs
 from analysis.treatments import PLAIN, TREATMENTS, guidance, structure_label
 from trainer.rundir import read_metrics

@@ -1,21 +1,51 @@
-"""Fits one law to one structure's runs, with standard errors, a certificate, and refusals that say why."""
+"""Fits one law to one structure's runs, with intervals, a certificate, and refusals that say why."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import fdtrc, stdtrit
 
-from analysis.digits import probability
+from analysis.arrays import Array
+from analysis.engine.broken import BROKEN, BrokenLaw, bind_broken
+from analysis.engine.solve import Optimum, solve
+from analysis.engine.sums import Column, SumLaw, bind
 from analysis.errors import AnalysisError
-from analysis.laws import LAWS, Array, IrreduciblePowerLaw, PowerLaw
-from analysis.search import ROUNDING, best_optimum, line
+from analysis.findings import Finding
+from analysis.fitcheck import fit_findings
+from analysis.ftest import NO_NOISE as NO_NOISE
+from analysis.ftest import floor_test
+from analysis.laws import SUM_LAWS
+from analysis.uncertainty import RESAMPLES, Spread, condition_number, spread_of
 
-CONFIDENCE = 0.95
-SAME_BUDGET = 1e-6
+LAWS: dict[str, SumLaw] = {**SUM_LAWS, BROKEN.name: BROKEN}
+"""All that can be fitted, by name."""
+SAME_VALUE = 1e-6
+LEAST_SQUARES_DOF = 6
+"""With fewer degrees of freedom the scale of the noise, and so Huber's delta, would be little but chance."""
+ILL_CONDITIONED = 3e3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to fit.
+
+    huber_delta: in log loss; None for 1.345 standard deviations of the noise, inf for least squares.
+    interval: `delta`, `bootstrap`, or `auto` for the bootstrap from 30 points on.
+    resamples: bootstrap refits.
+    seed: of the resampling.
+    """
+
+    huber_delta: float | None = None
+    interval: str = "auto"
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+
+LEAST_SQUARES = Settings(huber_delta=math.inf, interval="delta")
 
 
 @dataclass(frozen=True)
@@ -36,271 +66,286 @@ class Refusal:
 class Certificate:
     """Evidence that a fit is the optimum.
 
-    gradient: the largest component of the residuals along a column of the Jacobian, in log loss; components
-        that a bound holds are left out. Zero at an exact optimum, whatever the scale of the parameters.
-    converged: whether `gradient` is negligible beside the residuals.
+    gradient: the largest share of the residuals along a column of the Jacobian, components that a bound holds
+        left out: 0 at an exact optimum, at most 1, whatever the scale of the parameters.
+    converged: whether `gradient` is negligible.
     starts: how many starts were polished.
-    minima: distinct optima whose sum of squares is within 5 % of the best (1 = unrivalled).
+    moved: whether the optimum is away from all of them.
+    minima: distinct optima whose objective is within 5 % of the best (1 = unrivalled).
+    ranges: over those minima, the lowest and highest value of each exponent.
+    at_bound: coefficients that are 0, their lower bound; d and f of a broken law at a limit.
+    condition: condition number of the Jacobian of log loss with its columns scaled to length 1.
     """
 
     gradient: float
     converged: bool
     starts: int
+    moved: bool
     minima: int
+    ranges: dict[str, tuple[float, float]]
+    at_bound: tuple[str, ...]
+    condition: float
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return dict(vars(self))
+        return {**vars(self), "at_bound": list(self.at_bound)}
 
 
 @dataclass(frozen=True)
 class Fit:
     """A fitted law at full precision.
 
-    Least squares on log loss, every run with equal weight. `standard_errors` are those of the delta method,
-    s^2 (J'J)^-1 with s^2 on n - p degrees of freedom, and `intervals` are 95 % by Student's t; both are None
-    where `warnings` say that there is none. `identified` is False where the irreducible loss is only nominal.
+    params: by name; those of one of several structures as `alpha[dense]`. A coefficient that the data do not
+        need is 0, and an exponent that only it had is None.
+    standard_errors, intervals: 95 %; None where `findings` say that there are none.
+    objective: sum over points of Huber's loss of the log residuals (half their squares inside delta).
+    huber_delta: None for least squares.
+    residual_sd: standard deviation of the noise in log loss.
+    identified: False where a parameter is only nominal.
     """
 
     law: str
+    formula: str
     group: str
     n: int
-    reference: float
-    parameters: dict[str, float]
+    params: dict[str, float | None]
     standard_errors: dict[str, float] | None
     intervals: dict[str, tuple[float, float]] | None
-    covariance: tuple[tuple[float, ...], ...] | None
+    interval_method: str | None
+    objective: float
+    huber_delta: float | None
     dof: int
-    sum_squares: float
     residual_sd: float | None
     r_squared: float | None
     aicc: float | None
     certificate: Certificate
     identified: bool
-    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    optimum: Optimum
+    spread: Spread | None
 
-    @property
-    def theta(self) -> Array:
-        """The parameters as a vector, in the law's order."""
-        return np.array(list(self.parameters.values()))
+    def value(self, name: str) -> float:
+        """A parameter; NaN where it has none."""
+        found = self.params[name]
+        return math.nan if found is None else found
 
-    def predict(self, flops: Array) -> Array:
-        """Return the fitted loss at `flops`, shape (n,), nats per token."""
-        return LAWS[self.law](self.reference).evaluate(self.theta, flops)
+    def predict(self, data: Mapping[str, Array], groups: Sequence[str] | None = None) -> Array:
+        """Return the fitted loss at other points, shape (n,); `data` holds the law's variables."""
+        return np.exp(self.optimum.bound.at(data, groups).log_value(self.optimum.phi))
 
-    def band(self, flops: Array) -> tuple[Array, Array] | None:
-        """Return the 95 % confidence band of the curve at `flops` (delta method in log loss), or None."""
-        if self.covariance is None:
+    def band(
+        self, data: Mapping[str, Array], groups: Sequence[str] | None = None
+    ) -> tuple[Array, Array] | None:
+        """Return the 95 % confidence band of the curve at other points, or None."""
+        if self.spread is None:
             return None
-        law = LAWS[self.law](self.reference)
-        loss = law.evaluate(self.theta, flops)
-        slope = law.jacobian(self.theta, flops) / loss[:, None]
-        variance = np.einsum("ij,jk,ik->i", slope, np.array(self.covariance), slope)
-        half = t_quantile(self.dof) * np.sqrt(np.maximum(variance, 0.0))
-        return loss * np.exp(-half), loss * np.exp(half)
+        at = self.optimum.bound.at(data, groups)
+
+        def curve(phi: Array) -> Array:
+            flat = np.atleast_2d(phi)
+            values = np.stack([at.log_value(one) for one in flat])
+            return values if phi.ndim == 2 else values[0]
+
+        low, high = self.spread.interval(curve, self.optimum.phi)
+        return np.exp(low), np.exp(high)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, float64 at full precision."""
-        body = dict(vars(self))
-        body["interval_method"] = "delta method, t" if self.intervals else None
+        body = {name: value for name, value in vars(self).items() if name not in ("optimum", "spread")}
         body["certificate"] = self.certificate.to_dict()
+        del body["findings"]
+        body["diagnostics"] = [finding.to_dict() for finding in self.findings]
+        if self.spread is not None and self.spread.draws is not None:
+            body["resamples_failed"] = self.spread.failed
         return body
 
 
-def t_quantile(dof: int, confidence: float = CONFIDENCE) -> float:
-    """Two-sided quantile of Student's t."""
-    return float(stdtrit(dof, 0.5 + confidence / 2))
+def distinct(values: Array) -> int:
+    """How many different values there are; replicates of one run count once."""
+    ordered = np.sort(np.log(values))
+    return 1 + int(np.sum(np.diff(ordered) > SAME_VALUE)) if ordered.size else 0
 
 
-def distinct_budgets(flops: Array) -> int:
-    """How many different training budgets there are; replicates of one run count once."""
-    ordered = np.sort(np.log(flops))
-    return 1 + int(np.sum(np.diff(ordered) > SAME_BUDGET)) if ordered.size else 0
+def law_named(name: str) -> SumLaw:
+    """Find a law.
+
+    Raises:
+        AnalysisError: there is none of this name.
+    """
+    if name not in LAWS:
+        raise AnalysisError(f"law '{name}' is not known; use one of {', '.join(LAWS)}")
+    return LAWS[name]
 
 
 def fit_law(
-    law: str, flops: Array, loss: Array, group: str = "all", reference: float | None = None
+    law: str | SumLaw,
+    data: Mapping[str, Array],
+    loss: Array,
+    group: str = "all",
+    *,
+    groups: Sequence[str] | None = None,
+    free: Sequence[str] = (),
+    settings: Settings | None = None,
+    clusters: Sequence[str] | None = None,
 ) -> Fit | Refusal:
-    """Fit a law to the runs of one structure.
+    """Fit a law.
 
     Args:
-        law: `power` or `irreducible`.
-        flops: training FLOPs, shape (n,), above zero.
+        law: one of `LAWS`, or its name; `broken_law` gives the broken one in another variable.
+        data: its variables (params, tokens, train_flops ...), each of shape (n,), above zero.
         loss: held-out loss in nats per token, shape (n,), above zero.
-        group: the structure's label, for the report.
-        reference: C0; the geometric mean of `flops` by default.
+        group: what the report calls these points.
+        groups: the structure of each point, where several are fitted jointly.
+        free: parameters that each structure has its own of.
+        settings: how to fit; robust, with automatic intervals, by default.
+        clusters: the run that each point is of, where several are of one run.
 
     Raises:
-        AnalysisError: arrays of unequal length, values that have no logarithm, or an unknown law.
+        AnalysisError: unknown law or parameter, a missing variable, arrays of unequal length, or values that
+            have no logarithm.
     """
-    flops, loss = np.asarray(flops, np.float64), np.asarray(loss, np.float64)
-    if law not in LAWS:
-        raise AnalysisError(f"law '{law}' is not known; use one of {', '.join(LAWS)}")
-    if flops.ndim != 1 or flops.shape != loss.shape:
-        raise AnalysisError(f"{group}: {flops.size} FLOPs and {loss.size} losses; give one loss a run")
-    if not (np.all(np.isfinite(flops) & (flops > 0)) and np.all(np.isfinite(loss) & (loss > 0))):
-        raise AnalysisError(f"{group}: FLOPs and losses must be finite and above zero; drop the other runs")
-    budgets = distinct_budgets(flops)
-    if flops.size < 3:
-        return Refusal(law, group, flops.size, f"{flops.size} points: a law needs at least 3")
-    if budgets < 3:
-        reason = f"{budgets} distinct training budgets: a law needs at least 3"
-        return Refusal(law, group, flops.size, reason)
-    centre = reference if reference is not None else float(np.exp(np.mean(np.log(flops))))
-    if law == PowerLaw.name:
-        return _fit_line(flops, loss, group, centre)
-    return _fit_irreducible(flops, loss, group, centre)
+    form = law_named(law) if isinstance(law, str) else law
+    settings = settings or Settings()
+    loss = np.asarray(loss, np.float64)
+    bound = (
+        bind_broken(form, data, loss, groups, free)
+        if isinstance(form, BrokenLaw)
+        else bind(form, data, loss, groups, free)
+    )
+    p = len(bound.columns)
+    if reason := _too_few(form, data, bound.n, p):
+        return Refusal(form.name, group, bound.n, reason)
+    if reason := _rising(form, data, loss):
+        return Refusal(form.name, group, bound.n, reason)
+    delta = settings.huber_delta
+    if delta is None and bound.n - p < LEAST_SQUARES_DOF:
+        delta = math.inf
+    return _finish(solve(bound, delta), bound.columns, group, settings, clusters)
 
 
-def _fit_line(flops: Array, loss: Array, group: str, centre: float) -> Fit:
-    """The power law is a straight line in log-log: least squares in closed form."""
-    intercept, slope = line(np.log(flops / centre), np.log(loss))
-    theta = np.array([math.exp(intercept), -slope])
-    warnings = ["the loss does not fall with training FLOPs"] if slope >= 0 else []
-    return _finish(PowerLaw(centre), theta, flops, loss, group, 1, 1, [], warnings)
+def _too_few(law: SumLaw, data: Mapping[str, Array], n: int, p: int) -> str | None:
+    if n < 3:
+        return f"{n} points: a law needs at least 3"
+    if n < p:
+        return f"{n} points: {law.name} with {p} parameters needs at least {p}"
+    for name in law.variables:
+        least = p if isinstance(law, BrokenLaw) else 3
+        if name in data and (count := distinct(np.asarray(data[name], np.float64))) < least:
+            what = "a law" if least == 3 else law.name
+            return f"{count} distinct values of {name}: {what} needs at least {least}"
+    return None
 
 
-def _residuals(law: PowerLaw | IrreduciblePowerLaw, theta: Array, flops: Array, loss: Array) -> Array:
-    return np.log(law.evaluate(theta, flops)) - np.log(loss)
-
-
-def _log_jacobian(law: PowerLaw | IrreduciblePowerLaw, theta: Array, flops: Array) -> Array:
-    return np.asarray(law.jacobian(theta, flops) / law.evaluate(theta, flops)[:, None])
-
-
-def _fit_irreducible(flops: Array, loss: Array, group: str, centre: float) -> Fit | Refusal:
-    law = IrreduciblePowerLaw(centre)
-    x, y = np.log(flops / centre), np.log(loss)
-    if line(x, y)[1] >= 0:
-        return Refusal(law.name, group, loss.size, "the loss does not fall with training FLOPs")
-    found = best_optimum(x, y)
-    warnings = []
-    if len(found.rivals) > 1:
-        values = sorted(float(rival[2]) for rival in found.rivals)
-        warnings.append(
-            f"{len(values)} optima fit within 5 %, alpha from {values[0]:.3g} to {values[-1]:.3g}"
-        )
-    minima = len(found.rivals)
-    return _finish(law, found.theta, flops, loss, group, found.starts, minima, list(found.bounds), warnings)
+def _rising(law: SumLaw, data: Mapping[str, Array], loss: Array) -> str | None:
+    """A law with a floor in one variable has nothing to say of a loss that does not fall."""
+    if len(law.variables) != 1 or len(law.terms) < 2 or law.variables[0] not in data:
+        return None
+    x = np.log(np.asarray(data[law.variables[0]], np.float64))
+    falls = float((x - x.mean()) @ np.log(loss)) < 0
+    return None if falls else f"the loss does not fall with {law.variables[0]}"
 
 
 def _finish(
-    law: PowerLaw | IrreduciblePowerLaw,
-    theta: Array,
-    flops: Array,
-    loss: Array,
+    optimum: Optimum,
+    columns: tuple[Column, ...],
     group: str,
-    starts: int,
-    minima: int,
-    bounds: list[str],
-    warnings: list[str],
+    settings: Settings,
+    clusters: Sequence[str] | None,
 ) -> Fit:
-    """Standard errors, certificate and identifiability of an optimum; `bounds` say what sits at a bound."""
-    n, p = loss.size, theta.size
-    residual = _residuals(law, theta, flops, loss)
-    cost, dof = float(residual @ residual), n - p
-    y = np.log(loss)
-    total = float(((y - y.mean()) ** 2).sum())
-    reasons = list(warnings)
-    covariance = None
-    if dof < 1:
-        reasons.append(f"no standard error: {n} points, {p} parameters")
-    elif not bounds:
-        covariance = _covariance(_log_jacobian(law, theta, flops), cost / dof)
-        if covariance is None:
-            reasons.append("no standard error: the parameters cannot be told apart")
-    errors = None if covariance is None else np.sqrt(np.diag(covariance))
-    unidentified = [*bounds, *_not_identified(law, theta, errors, flops, loss, cost)]
-    if law.name == IrreduciblePowerLaw.name:
-        reasons += [f"irreducible loss not identified: {reason}" for reason in unidentified]
-        unidentified += warnings if minima > 1 else []
-    names = law.parameters
-    half = None if errors is None else t_quantile(dof) * errors
+    """Errors, certificate and findings of an optimum of a law with these parameters."""
+    bound, phi = optimum.bound, optimum.phi
+    n, p = bound.n, len(columns)
+    residual = bound.log_value(phi) - bound.log_loss
+    total = float(np.sum((bound.log_loss - bound.log_loss.mean()) ** 2))
+    squares = float(residual @ residual)
+    spread = spread_of(optimum, settings.interval, clusters, settings.resamples, settings.seed)
+    natural = dict(zip((c.label for c in bound.columns), map(float, bound.natural(phi)), strict=True))
+    params: dict[str, float | None] = {
+        c.label: natural.get(c.label, 0.0 if c.name in bound.law.coefficients else None) for c in columns
+    }
+    params.update(optimum.fixed)
+    certificate = _certificate(optimum, columns)
+    errors, intervals = _errors(optimum, spread)
+    findings, identified = fit_findings(optimum, spread, certificate.condition, floor_test(optimum), clusters)
+    least_squares = not math.isfinite(optimum.delta)
     return Fit(
-        law=law.name,
+        law=bound.law.name,
+        formula=bound.law.formula,
         group=group,
         n=n,
-        reference=law.reference,
-        parameters=dict(zip(names, map(float, theta), strict=True)),
-        standard_errors=None if errors is None else dict(zip(names, map(float, errors), strict=True)),
-        intervals=None if half is None else {
-            name: (float(v - h), float(v + h)) for name, v, h in zip(names, theta, half, strict=True)
-        },
-        covariance=None if covariance is None else tuple(tuple(map(float, row)) for row in covariance),
-        dof=dof,
-        sum_squares=cost,
-        residual_sd=math.sqrt(cost / dof) if dof > 0 else None,
-        r_squared=1 - cost / total if total > n * ROUNDING else None,
-        aicc=_aicc(cost, n, p),
-        certificate=_certificate(law, theta, flops, residual, bounds, starts, minima),
-        identified=not unidentified and (covariance is not None or law.name == PowerLaw.name),
-        warnings=tuple(reasons),
-    )  # fmt: skip
+        params=params,
+        standard_errors=errors,
+        intervals=intervals,
+        interval_method=spread.method if spread is not None else None,
+        objective=optimum.cost,
+        huber_delta=None if least_squares else optimum.delta,
+        dof=n - p,
+        residual_sd=spread.noise if spread is not None else None,
+        r_squared=1 - squares / total if total > n * NO_NOISE else None,
+        aicc=aicc(squares, n, p) if least_squares else None,
+        certificate=certificate,
+        identified=identified,
+        findings=tuple(findings),
+        optimum=optimum,
+        spread=spread,
+    )
 
 
-def _covariance(jacobian: Array, variance: float) -> Array | None:
-    """s^2 (J'J)^-1 through the singular values of the column-scaled Jacobian; None where it is singular."""
-    scale = np.linalg.norm(jacobian, axis=0)
-    if not np.all(scale > 0):
-        return None
-    _, singular, right = np.linalg.svd(jacobian / scale, full_matrices=False)
-    if singular[-1] <= 1e-12 * singular[0]:
-        return None
-    inverse = (right.T / singular**2) @ right
-    return np.asarray(variance * inverse / np.outer(scale, scale))
+def _certificate(optimum: Optimum, columns: tuple[Column, ...]) -> Certificate:
+    exponents = [i for i, c in enumerate(columns) if c.name in optimum.bound.law.exponents]
+    ranges = {
+        columns[i].label: (float(optimum.minima[:, i].min()), float(optimum.minima[:, i].max()))
+        for i in exponents
+    }
+    return Certificate(
+        gradient=optimum.gradient,
+        converged=optimum.converged,
+        starts=optimum.starts,
+        moved=optimum.moved,
+        minima=len(optimum.minima),
+        ranges=ranges,
+        at_bound=(*optimum.vanished, *optimum.fixed),
+        condition=condition_number(optimum.bound, optimum.phi),
+    )
 
 
-def _not_identified(
-    law: PowerLaw | IrreduciblePowerLaw,
-    theta: Array,
-    errors: Array | None,
-    flops: Array,
-    loss: Array,
-    cost: float,
-) -> list[str]:
-    """Why the data leave E open although it is inside its bounds.
+def _errors(
+    optimum: Optimum, spread: Spread | None
+) -> tuple[dict[str, float] | None, dict[str, tuple[float, float]] | None]:
+    """Standard errors and intervals of the parameters as the formula has them.
 
-    Whether E = 0 fits as well is asked of the sums of squares (F test): E enters the law so far from linearly
-    that its standard error, taken at the optimum, is too small for this where points are few.
+    Coefficients other than a constant are known by their logarithm: they span orders of magnitude.
     """
-    if law.name != IrreduciblePowerLaw.name or errors is None:
-        return []
-    se, spread = float(errors[0]), float(np.ptp(loss))
-    if se > spread:
-        return [f"its standard error {se:.2g} exceeds the spread of the losses {spread:.2g}"]
-    x, y, dof = np.log(flops / law.reference), np.log(loss), loss.size - theta.size
-    intercept, slope = line(x, y)
-    straight = float(((intercept + slope * x - y) ** 2).sum())
-    if cost <= loss.size * ROUNDING:
-        return []
-    statistic = (straight - cost) / (cost / dof)
-    p_value = float(fdtrc(1, dof, max(0.0, statistic)))
-    if p_value < 1 - CONFIDENCE:
-        return []
-    return [f"E = 0 is not rejected (F(1, {dof}) = {statistic:.2f}, p {probability(p_value)})"]
+    if spread is None:
+        return None, None
+    bound, phi = optimum.bound, optimum.phi
+    constants = {term.coefficient for term in bound.law.terms if not term.powers}
+    errors: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for place, column in enumerate(bound.columns):
+        by_logarithm = column.name in bound.law.coefficients and column.name not in constants
+
+        def value(at: Array, place: int = place, by_logarithm: bool = by_logarithm) -> Array:
+            natural = bound.natural(at)[..., place]
+            return np.log(natural) if by_logarithm else natural
+
+        with np.errstate(divide="ignore", over="ignore"):
+            error = float(spread.standard_error(value, phi))
+            low, high = (float(edge) for edge in spread.interval(value, phi))
+        if by_logarithm:
+            error *= float(np.exp(value(phi)))
+            low, high = _exp(low), _exp(high)
+        errors[column.label], intervals[column.label] = error, (low, high)
+    return errors, intervals
 
 
-def _aicc(cost: float, n: int, p: int) -> float | None:
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def aicc(squares: float, n: int, p: int) -> float | None:
     """Akaike's criterion with the small-sample term; the noise level counts as a parameter."""
     k = p + 1
     if n - k - 1 <= 0:
         return None
-    return n * math.log(max(cost / n, ROUNDING)) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
-
-
-def _certificate(
-    law: PowerLaw | IrreduciblePowerLaw,
-    theta: Array,
-    flops: Array,
-    residual: Array,
-    bounds: list[str],
-    starts: int,
-    minima: int,
-) -> Certificate:
-    jacobian = _log_jacobian(law, theta, flops)
-    along = jacobian.T @ residual / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
-    if law.name == IrreduciblePowerLaw.name and bounds:
-        along = np.delete(along, 0)
-    gradient = float(np.max(np.abs(along)))
-    size = float(np.linalg.norm(residual))
-    return Certificate(gradient, gradient <= max(1e-6 * size, 1e-12), starts, minima)
+    return n * math.log(max(squares / n, NO_NOISE)) + 2 * k + 2 * k * (k + 1) / (n - k - 1)

@@ -12,7 +12,6 @@ import numpy as np
 from scipy.special import stdtr
 
 from analysis.errors import AnalysisError
-from analysis.fit import t_quantile
 from analysis.labels import structure_order
 from analysis.table import Runs
 from analysis.treatments import (
@@ -27,6 +26,7 @@ from analysis.treatments import (
     place_diverged,
     places,
 )
+from analysis.uncertainty import t_quantile
 
 LEVEL = 0.05
 

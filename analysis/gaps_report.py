@@ -8,9 +8,9 @@ import json
 import math
 
 from analysis.digits import interval, probability, quantity, with_error
-from analysis.fit import t_quantile
 from analysis.gaps import Difference, Gaps, to_dict
 from analysis.report import markdown_table, plain
+from analysis.uncertainty import t_quantile
 
 ROW_HEADER = (
     "size", "structure", "treatment", "seeds", "tokens", "FLOPs", "FLOPs/dense", "loss (nats/token)",

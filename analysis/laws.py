@@ -1,97 +1,40 @@
-"""Power laws of held-out loss in training FLOPs: value, derivatives and parameter names."""
+"""The laws: formulas as the literature writes them, each with its source."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from analysis.engine.sums import SumLaw, Term
 
-import numpy as np
-import numpy.typing as npt
+POWER = SumLaw(
+    "power", "L = k C^-alpha", (Term("k", {"train_flops": "alpha"}),),
+    "Kaplan et al., arXiv 2001.08361, eq. 1.1-1.3",
+)  # fmt: skip
+IRREDUCIBLE = SumLaw(
+    "irreducible", "L = E + k C^-alpha", (Term("E", {}), Term("k", {"train_flops": "alpha"})),
+    "Hestness et al., arXiv 1712.00409, eq. 1",
+)  # fmt: skip
+CHINCHILLA = SumLaw(
+    "chinchilla", "L = E + A N^-alpha + B D^-beta",
+    (Term("E", {}), Term("A", {"params": "alpha"}), Term("B", {"tokens": "beta"})),
+    "Hoffmann et al., arXiv 2203.15556, eq. 2",
+)  # fmt: skip
+TIED = SumLaw(
+    "tied", "L = E + A N^-eta + B D^-eta",
+    (Term("E", {}), Term("A", {"params": "eta"}), Term("B", {"tokens": "eta"})),
+    "Gadre et al., arXiv 2403.08540, eq. 4: E + (a M^h + b M^-h) C^-h with M = D/N, C = 6ND, h = eta/2",
+)  # fmt: skip
 
-from analysis.errors import AnalysisError
+OVERTRAIN = SumLaw(
+    "overtrain", "L = E + (a M^eta + b M^-eta) C^-eta, M = D/N",
+    (
+        Term("E", {}), Term("a", {"flops_over_multiplier": "eta"}),
+        Term("b", {"flops_times_multiplier": "eta"}),
+    ),
+    "Gadre et al., arXiv 2403.08540, eq. 4, in counted FLOPs and the token multiplier",
+)  # fmt: skip
+AVERAGE = SumLaw(
+    "average", "L = E + A N_avg^-alpha + B D^-beta",
+    (Term("E", {}), Term("A", {"params_avg": "alpha"}), Term("B", {"tokens": "beta"})),
+    "Jin et al., arXiv 2501.12486: N_avg = (1/D) integral of N(t) dt, for networks pruned while they train",
+)  # fmt: skip
 
-Array = npt.NDArray[np.float64]
-
-
-class Law(Protocol):
-    """What the fits, the report and the figures need to know of a law."""
-
-    name: ClassVar[str]
-    formula: ClassVar[str]
-    parameters: ClassVar[tuple[str, ...]]
-
-    @property
-    def reference(self) -> float:
-        """C0, the training FLOPs at which k is read off."""
-
-    def evaluate(self, theta: Array, flops: Array) -> Array:
-        """Return the loss at `flops`, shape (n,), in the unit of the data (nats per token)."""
-
-    def jacobian(self, theta: Array, flops: Array) -> Array:
-        """Return d loss / d theta, shape (n, p), in the order of `parameters`."""
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """L = k (C / C0)^-alpha: a straight line in log-log axes, without an irreducible loss.
-
-    C0 (`reference`) is a constant and not fitted: the geometric mean of the training FLOPs of the whole
-    table. alpha does not depend on it; k is the loss at C0, nearly uncorrelated with alpha, and comparable
-    between structures that share the same C0.
-    """
-
-    name: ClassVar[str] = "power"
-    formula: ClassVar[str] = "L = k (C/C0)^-alpha"
-    parameters: ClassVar[tuple[str, ...]] = ("k", "alpha")
-    reference: float
-
-    def evaluate(self, theta: Array, flops: Array) -> Array:
-        """Return the loss at `flops`, shape (n,), nats per token."""
-        k, alpha = theta
-        return np.asarray(k * np.exp(-alpha * np.log(flops / self.reference)))
-
-    def jacobian(self, theta: Array, flops: Array) -> Array:
-        """Return d loss / d (k, alpha), shape (n, 2)."""
-        k, alpha = theta
-        x = np.log(flops / self.reference)
-        u = np.exp(-alpha * x)
-        return np.stack([u, -k * x * u], axis=1)
-
-
-@dataclass(frozen=True)
-class IrreduciblePowerLaw:
-    """L = E + k (C / C0)^-alpha with an irreducible loss E >= 0; C0 as in `PowerLaw`.
-
-    The form of Hestness et al. (arXiv 1712.00409) and Hoffmann et al. (arXiv 2203.15556) in one variable.
-    k is the reducible part of the loss at C0.
-    """
-
-    name: ClassVar[str] = "irreducible"
-    formula: ClassVar[str] = "L = E + k (C/C0)^-alpha"
-    parameters: ClassVar[tuple[str, ...]] = ("E", "k", "alpha")
-    reference: float
-
-    def evaluate(self, theta: Array, flops: Array) -> Array:
-        """Return the loss at `flops`, shape (n,), nats per token."""
-        floor, k, alpha = theta
-        return np.asarray(floor + k * np.exp(-alpha * np.log(flops / self.reference)))
-
-    def jacobian(self, theta: Array, flops: Array) -> Array:
-        """Return d loss / d (E, k, alpha), shape (n, 3)."""
-        _, k, alpha = theta
-        x = np.log(flops / self.reference)
-        u = np.exp(-alpha * x)
-        return np.stack([np.ones_like(u), u, -k * x * u], axis=1)
-
-
-LAWS: dict[str, type[PowerLaw] | type[IrreduciblePowerLaw]] = {
-    PowerLaw.name: PowerLaw,
-    IrreduciblePowerLaw.name: IrreduciblePowerLaw,
-}
-
-
-def geometric_mean(flops: Array) -> float:
-    """Return the geometric mean of `flops`, the C0 of a table; all must be positive."""
-    if flops.size == 0 or not bool(np.all(flops > 0)):
-        raise AnalysisError("training FLOPs: C0 needs at least one value, and all above zero; mend the table")
-    return float(np.exp(np.mean(np.log(flops))))
+SUM_LAWS = {law.name: law for law in (POWER, IRREDUCIBLE, CHINCHILLA, TIED, OVERTRAIN, AVERAGE)}

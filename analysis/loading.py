@@ -3,25 +3,68 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
+import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.table import Runs, parse_map, read_csv, runs_table
+from analysis.reading import ENDINGS, NEEDED, keep_rows, parse_map, read_csv, read_table
+from analysis.table import Runs, runs_table
+from analysis.terminal import YELLOW, coloured
+
+RUN_COLUMNS = ("run", "run_name")
 
 
-def load(table: str, results: Path, maps: list[str] | None) -> tuple[str, Runs]:
-    """Find a sweep or CSV and read it; returns the name that its figures and tables get, and the runs.
+def load(
+    table: str,
+    results: Path,
+    maps: list[str] | None,
+    needed: Sequence[str] = NEEDED,
+    group: str | None = None,
+    condition: str | None = None,
+) -> tuple[str, Runs]:
+    """Find a sweep or file and read it; returns the name that its figures and tables get, and the runs.
 
     A sweep is read from its run folders. Where there is no record of it here, or none of its runs (a fresh
     clone), the tracked table of its finished runs stands in, and a line on stderr says so.
+
+    Args:
+        table: name of a sweep, or a CSV, JSONL or parquet file.
+        results: the results folder.
+        maps: the --map options.
+        needed: columns that a file must have.
+        group: column whose values tell the curves apart, in place of `structure`.
+        condition: which rows to keep, as in `reading.keep_rows`.
+
+    Raises:
+        AnalysisError: nothing of this name, or a table that cannot stand.
     """
+    name, runs = _find(table, results, maps, needed, group)
+    if group is not None and not is_file(table):
+        runs = _by(runs, group)
+    if condition is not None:
+        before = len(runs.table)
+        runs = keep_rows(runs, condition)
+        note(f"{name}: {len(runs.table)} of {before} runs meet --filter")
+    return name, runs
+
+
+def _find(
+    table: str, results: Path, maps: list[str] | None, needed: Sequence[str], group: str | None
+) -> tuple[str, Runs]:
     mapping = parse_map(maps or [])
     path = Path(table)
-    if is_csv(table):
+    if is_file(table):
         name = re.sub(r"[^\w.-]+", "-", path.stem.removesuffix("_runs")).strip("-.") or "table"
-        return name, read_csv(path, mapping)
+        if group is not None and group != "structure" and mapping.get(group) != "structure":
+            mapping = {k: v for k, v in mapping.items() if v != "structure"} | {group: "structure"}
+        runs, words = read_table(path, mapping, needed)
+        if words is not None:
+            note(words)
+        return name, runs
     if mapping:
         raise AnalysisError(f"--map: '{table}' is a sweep, whose columns are known; leave --map out")
     if not re.fullmatch(r"[\w.-]+", table):
@@ -29,18 +72,57 @@ def load(table: str, results: Path, maps: list[str] | None) -> tuple[str, Runs]:
     check_folder(results)
     tracked = results / "tables" / f"{table}_runs.csv"
     record = results / "sweeps" / f"{table}.json"
-    runs = None if tracked.is_file() and not record.is_file() else runs_table(results, table)
-    if tracked.is_file() and (runs is None or runs.table.empty):
+    found = None if tracked.is_file() and not record.is_file() else runs_table(results, table)
+    if tracked.is_file() and (found is None or found.table.empty):
         note(f"{table}: no finished runs in {results / 'runs'}; read from the tracked table {tracked}")
-        runs = read_csv(tracked)
-    assert runs is not None
-    return table, runs
+        found = read_csv(tracked)
+    assert found is not None
+    return table, found
 
 
-def is_csv(table: str) -> bool:
+def _by(runs: Runs, group: str) -> Runs:
+    if group not in runs.table:
+        columns = ", ".join(map(str, runs.table.columns))
+        raise AnalysisError(f"--group {group}: no such column; use one of {columns}")
+    return replace(runs, table=runs.table.assign(structure=runs.table[group].astype(str)))
+
+
+def is_file(table: str) -> bool:
     """Whether the name is that of a file rather than of a sweep."""
     path = Path(table)
-    return path.suffix.lower() in (".csv", ".tsv") or path.is_file()
+    return path.suffix.lower() in ENDINGS or path.is_file()
+
+
+def with_flops(runs: Runs) -> Runs:
+    """The runs with training FLOPs, which are 6 N D where the table gives none, and a line says so."""
+    table = runs.table
+    if not table["train_flops"].isna().all() or table["params"].isna().any() or table["tokens"].isna().any():
+        return runs
+    note("no column train_flops: taken as 6 params tokens; counted FLOPs would be better")
+    return replace(runs, table=table.assign(train_flops=6 * table["params"] * table["tokens"]))
+
+
+def run_labels(runs: Runs, column: str | None) -> list[str] | None:
+    """The run of each point, where several points come from one; None where each is of its own.
+
+    Args:
+        runs: the table.
+        column: that names the runs; without, a column `run` or `run_name` is taken.
+
+    Raises:
+        AnalysisError: there is no such column.
+    """
+    if column is not None and column not in runs.table:
+        columns = ", ".join(map(str, runs.table.columns))
+        raise AnalysisError(f"--cluster {column}: no such column; use one of {columns}")
+    names = [column] if column is not None else [name for name in RUN_COLUMNS if name in runs.table]
+    for name in names:
+        labels = [str(value) for value in runs.table[name]]
+        if len(set(labels)) < len(labels) and "" not in labels:
+            if column is None:
+                note(f"{len(set(labels))} runs by column '{name}': whole runs are resampled")
+            return labels
+    return None
 
 
 def check_folder(results: Path) -> None:
@@ -53,7 +135,7 @@ def check_folder(results: Path) -> None:
 
 def note(text: str) -> None:
     """Say on stderr what was read or kept other than asked for."""
-    Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    print(coloured(text, YELLOW, sys.stderr), file=sys.stderr)
 
 
 def larger(runs: Runs, kept: Path, table: str) -> Runs:
@@ -76,7 +158,7 @@ def larger(runs: Runs, kept: Path, table: str) -> Runs:
     had = len(before.table)
     if had <= done:
         return runs
-    if is_csv(table):
+    if is_file(table):
         raise AnalysisError(
             f"{table}: has {done} finished runs, and {kept} that it would replace has {had}; "
             "choose another --out, or replace it with --force"
@@ -89,3 +171,26 @@ def larger(runs: Runs, kept: Path, table: str) -> Runs:
         "--force replaces it"
     )
     return before
+
+
+def together(tables: Sequence[Runs]) -> Runs:
+    """The runs of several tables as one; a run that several of them hold counts once.
+
+    Raises:
+        AnalysisError: a run id stands for different losses.
+    """
+    frames = [runs.table for runs in tables]
+    joined = pd.concat(frames, ignore_index=True)
+    if "run_id" in joined:
+        known = joined["run_id"].fillna("") != ""
+        losses = joined[known].groupby("run_id")["val_loss"].nunique()
+        if (losses > 1).any():
+            raise AnalysisError(
+                f"run {losses.index[losses > 1][0]}: the tables give it different losses; draw the older "
+                "table anew with 'python -m analysis figures'"
+            )
+        joined = joined[~(known & joined.duplicated("run_id"))].reset_index(drop=True)
+    states = ("missing", "diverged", "failed", "corrupted")
+    ids = {state: tuple(dict.fromkeys(i for r in tables for i in getattr(r, state))) for state in states}
+    lost = {row.get("run_id", ""): row for runs in tables for row in runs.lost}
+    return replace(tables[0], table=joined, lost=tuple(lost.values()), **ids)

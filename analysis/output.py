@@ -21,5 +21,5 @@ def write_if_changed(path: Path, data: str | bytes) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, payload)
     except OSError as error:
-        raise AnalysisError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+        raise AnalysisError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
     return True

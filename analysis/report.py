@@ -72,8 +72,8 @@ def _noted(notes: list[_Note], texts: Sequence[str], structure: str) -> str:
 def _power_cells(fit: Fit | Refusal, notes: list[_Note]) -> list[str]:
     if isinstance(fit, Refusal):
         return ["-" + _noted(notes, [fit.reason], fit.group), "-", "-"]
-    mark = _noted(notes, fit.warnings, fit.group)
-    alpha = fit.parameters["alpha"]
+    mark = _noted(notes, [str(finding) for finding in fit.findings], fit.group)
+    alpha = fit.value("alpha")
     if fit.standard_errors is None or fit.intervals is None:
         return [number(alpha) + mark, "-", "-"]
     se = fit.standard_errors["alpha"]
@@ -84,9 +84,9 @@ def _power_cells(fit: Fit | Refusal, notes: list[_Note]) -> list[str]:
 def _bent_cells(fit: Fit | Refusal, notes: list[_Note]) -> list[str]:
     if isinstance(fit, Refusal):
         return ["-" + _noted(notes, [fit.reason], fit.group), "-"]
-    mark = _noted(notes, fit.warnings, fit.group)
+    mark = _noted(notes, [str(finding) for finding in fit.findings], fit.group)
     errors = fit.standard_errors or {}
-    cells = [with_error(fit.parameters[name], errors.get(name), 3) for name in ("alpha", "E")]
+    cells = [with_error(fit.value(name), errors.get(name), 3) for name in ("alpha", "E")]
     return [cells[0] + mark, cells[1]]
 
 
@@ -128,7 +128,7 @@ def markdown(analysis: Analysis, runs: bool = True) -> str:
         f"**Verdict.** {analysis.comparison.verdict}",
         f"Data: {analysis.runs.coverage()}.",
         markdown_table(FIT_HEADER, rows),
-        f"{METHOD} C0 = {analysis.reference:.4g} FLOPs.",
+        METHOD,
     ]
     if notes:
         parts.append("\n".join(f"- [{i}] {note}" for i, note in enumerate(notes, 1)))

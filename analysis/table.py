@@ -1,6 +1,6 @@
 """The runs table: from a sweep's run folders, or from anyone's CSV, to checked rows in a fixed order.
 
-Both ways go through the same parser, so that a sweep and the CSV exported from it give the same table.
+A sweep and the CSV exported from it (analysis.reading) go through the same checks and give the same table.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from analysis.variants import variants
 from trainer.errors import RunDirError
 from trainer.rundir import CONFIG, read_json, read_result, read_status
 
-REQUIRED = ("structure", "train_flops", "val_loss")
 POSITIVE = ("params", "tokens", "train_flops", "val_loss")
-OPTIONAL_NUMBERS = ("val_loss_se", "val_bits_per_byte", "entropy_rate", "seconds")
+OPTIONAL_NUMBERS = ("val_loss_se", "val_bits_per_byte", "entropy_rate", "seconds", "params_avg")
 KNOWN = ("params", "tokens", "train_flops", "val_loss", "structure", "seed", "size", "run_id", "state")
 LEADING = ("run_id", "state", "size", "structure", "seed", "params", "tokens", "train_flops", "val_loss")
 LEFT_OUT = ("schema", "sha256", "finished", "flops")
 
 Cells = dict[str, str]
+
+ONE_CURVE = "all"
+"""What the runs of a table without structures are called."""
 
 
 @dataclass(frozen=True)
@@ -149,114 +151,16 @@ def _run_cells(folder: Path, run_id: str) -> tuple[Cells, Mapping[str, Any]]:
     cells = {**kept, **by_convention, "run_id": run_id}
     if state == "diverged" and "tokens" in config:
         cells["tokens"] = config["tokens"]
-    return {key: _cell(value) for key, value in cells.items()}, config
+    return {key: cell(value) for key, value in cells.items()}, config
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as the text that it is read back from."""
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:.0f}" if value == round(value) and abs(value) < 2**53 else repr(value)
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def read_csv(path: Path, mapping: Mapping[str, str] | None = None) -> Runs:
-    """Read anyone's CSV (.tsv: tab-separated) of runs.
-
-    Needed are the columns structure, train_flops and val_loss; params, tokens and seed are used where they
-    are there, and all others are kept. Where there is a column `state`, only rows that say `done` are data.
-
-    Args:
-        path: the file, UTF-8, with a header line.
-        mapping: foreign column name -> our name.
-
-    Raises:
-        AnalysisError: naming the line, for missing columns, values that are no positive numbers, and repeats.
-    """
-    lines = _csv_lines(path)
-    header = _renamed(lines[0][1], mapping or {}, path)
-    rows, labels = [], []
-    for number, cells in lines[1:]:
-        if len(cells) != len(header):
-            raise AnalysisError(
-                f"{path}: row {number} has {len(cells)} cells where the header has {len(header)}; "
-                "put cells that hold commas in double quotes"
-            )
-        rows.append({name: cell.strip() for name, cell in zip(header, cells, strict=True)})
-        labels.append(f"row {number}")
-    if not rows:
-        raise AnalysisError(f"{path}: has a header and no rows; give one row a run")
-    missing = [name for name in REQUIRED if name not in header]
-    if missing:
-        raise AnalysisError(
-            f"{path}: no column {', '.join(missing)} among {', '.join(header)}; "
-            f"rename with --map THEIRS={missing[0]}"
-        )
-    return from_rows(rows, labels, str(path))
-
-
-def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """The lines of a CSV that are not blank, each with its line number in the file."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise AnalysisError(f"{path}: no such file; give a CSV or the name of a sweep") from None
-    except UnicodeDecodeError as error:
-        raise AnalysisError(f"{path}: is not UTF-8 text ({error.reason}); save it as a UTF-8 CSV") from None
-    except OSError as error:
-        raise AnalysisError(f"{path}: cannot be read ({error.strerror}); give a readable CSV file") from None
-    if "\0" in text:
-        raise AnalysisError(f"{path}: holds zero bytes, so it is no text; save it as a UTF-8 CSV")
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except csv.Error as error:
-        raise AnalysisError(f"{path}: row {reader.line_num} is no CSV ({error}); save it again") from None
-    if not lines:
-        raise AnalysisError(f"{path}: is empty; give a header line and one row a run")
-    found = [mark for mark in (";", "\t", ",") if mark != delimiter and mark in "".join(lines[0][1])]
-    if len(lines[0][1]) == 1 and found:
-        name = {";": "semicolons", "\t": "tabs", ",": "commas"}[found[0]]
-        wanted = "tabs" if delimiter == "\t" else "commas (or tabs, as .tsv)"
-        raise AnalysisError(f"{path}: its columns are separated by {name}; save it with {wanted}")
-    return lines
-
-
-def _renamed(header: Sequence[str], mapping: Mapping[str, str], path: Path) -> list[str]:
-    names = [name.strip() for name in header]
-    for theirs in mapping:
-        if theirs not in names:
-            raise AnalysisError(
-                f"{path}: --map names column '{theirs}', which is not among {', '.join(names)}; mend the name"
-            )
-    replaced = set(mapping.values())
-    # A column that already bears the name asked for another one gives way, and is kept beside it.
-    renamed = [mapping.get(name, f"{name}_unmapped" if name in replaced else name) for name in names]
-    for name in renamed:
-        if renamed.count(name) > 1:
-            raise AnalysisError(f"{path}: column '{name}' appears twice; rename or drop one of them")
-    return renamed
-
-
-def parse_map(pairs: Sequence[str]) -> dict[str, str]:
-    """Read `--map` options, each `theirs=ours`, several joined by commas; returns theirs -> ours.
-
-    The order `ours=theirs` is understood too where only the left side is one of our columns.
-    """
-    mapping: dict[str, str] = {}
-    ours = {*KNOWN, *OPTIONAL_NUMBERS}
-    for pair in (part for option in pairs for part in option.split(",")):
-        left, sign, right = (part.strip() for part in pair.partition("="))
-        if not (left and sign and right):
-            raise AnalysisError(f"--map {pair!r}: is not THEIRS=OURS; write for example --map loss=val_loss")
-        theirs, name = (left, right) if right in ours or left not in ours else (right, left)
-        if name not in ours:
-            raise AnalysisError(f"--map {pair!r}: '{name}' is no column of ours; use {', '.join(KNOWN)}")
-        if theirs in mapping or name in mapping.values():
-            raise AnalysisError(f"--map {pair!r}: '{theirs}' or '{name}' is mapped twice; keep one of them")
-        mapping[theirs] = name
-    return mapping
 
 
 def from_rows(rows: Sequence[Cells], labels: Sequence[str], source: str) -> Runs:
@@ -297,9 +201,9 @@ def _typed_row(cells: Cells, columns: Sequence[str], place: str) -> dict[str, An
     for name in columns:
         text = cells.get(name)
         if name == "structure":
-            if not text:
+            if text == "":
                 raise AnalysisError(f"{place}: structure is empty; name the structure of every run")
-            row[name] = text
+            row[name] = ONE_CURVE if text is None else text
         elif name in POSITIVE:
             row[name] = math.nan if text is None else _positive(text, f"{place}: {name}")
         elif name == "seed":
@@ -399,4 +303,4 @@ def to_csv(runs: Runs) -> str:
 
 
 def _csv_cell(value: Any) -> str:
-    return "" if isinstance(value, float) and math.isnan(value) else _cell(value)
+    return "" if isinstance(value, float) and math.isnan(value) else cell(value)

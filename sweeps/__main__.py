@@ -89,6 +89,15 @@ def plan(
     write: Annotated[
         bool, typer.Option("--write", help="Also write the sweep record, as `run` does.")
     ] = False,
+    power: Annotated[
+        bool, typer.Option("--power", help="Also what the finished sweep will be able to tell.")
+    ] = False,
+    noise: Annotated[
+        float | None, typer.Option("--noise", help="--power: sd of log loss between seeds.")
+    ] = None,
+    detect: Annotated[
+        float | None, typer.Option("--detect", help="--power: runs to add for this difference of slopes.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Every run with its price and state, and the totals; starts nothing."""
@@ -98,6 +107,7 @@ def plan(
     from sweeps.session import write_record
     from sweeps.sweepfile import load_sweep
 
+    _check_power(power, noise, detect, as_json)
     file = load_sweep(sweep)
     execution = with_options(file.execution, slots, threads, device, file.source)
     overview = look(file, results)
@@ -113,6 +123,13 @@ def plan(
         print(plan_table(planned))
         _print_totals(planned, layout.said())
     _refuse_corrupt(overview.corrupt)
+    if power:
+        from sweeps.power import show_power
+
+        print()
+        given = {"--noise": noise, "--detect": detect}
+        options = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+        raise typer.Exit(show_power(overview, options))
 
 
 @app.command()
@@ -265,6 +282,14 @@ def _refuse_corrupt(lines: list[str]) -> None:
     if lines:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise SweepError(f"{lines[0]}{more}")
+
+
+def _check_power(power: bool, noise: float | None, detect: float | None, as_json: bool) -> None:
+    for option, value in (("--noise", noise), ("--detect", detect)):
+        if value is not None and not power:
+            raise SweepError(f"{option} {value:g}: needs --power")
+    if power and as_json:
+        raise SweepError("--power: prints text; leave --json out, or see 'python -m analysis design --help'")
 
 
 def _check_executor(name: str, cluster: str | None, then: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,8 @@ from trainer.flops import describe
 from trainer.presets import run_labels
 from trainer.rundir import write_result
 
+# Before numpy is loaded, as `python -m analysis` does: threads wait longer than such small matrices take.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 pytest.register_assert_rewrite("conformance", "slurm.sweep")
 
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,8 @@ from analysis.compare import (
     slope_test,
 )
 from analysis.errors import AnalysisError
-from analysis.table import Runs, parse_map, read_csv, structures_of
+from analysis.reading import parse_map, read_csv
+from analysis.table import Runs, structures_of
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "fig1_scaling_lowrank_digitised.csv"
 COLUMNS = ["curve=structure,flops_from_repo_formula=train_flops,loss_digitised=val_loss"]
@@ -42,7 +43,9 @@ def curves(alphas: list[float], floor: float, noise: float, seed: int = 0, seeds
 
 
 def verified(groups: Groups, irreducible: float | None) -> SlopeTest:
-    outcome = slope_test(groups, irreducible)
+    """The test without E (0), under a given one, or under one that is shared and fitted (None)."""
+    hypothesis = "shared" if irreducible is None else "given" if irreducible else "none"
+    outcome = slope_test(groups, hypothesis, irreducible or 0.0)
     assert isinstance(outcome, SlopeTest), outcome
     return outcome
 
@@ -107,9 +110,9 @@ def test_planted_difference_is_found_and_named() -> None:
 
 def test_shared_floor_is_recovered_and_equal_exponents_kept() -> None:
     outcome = verified(curves([0.15, 0.15, 0.15], 1.2, 0.0005, seeds=3), None)
-    assert outcome.irreducible == pytest.approx(1.2, abs=0.05) and outcome.caution is None
+    assert outcome.irreducible[""] == pytest.approx(1.2, abs=0.05) and outcome.caution is None
     assert not outcome.rejected and outcome.common == pytest.approx(0.15, abs=0.01)
-    assert outcome.irreducible_se is not None and 0.001 < outcome.irreducible_se < 0.05
+    assert 0.001 < outcome.irreducible_se[""] < 0.05
     different = verified(curves([0.15, 0.15, 0.19], 1.2, 0.0005, seeds=3), None)
     assert different.rejected and different.exponents["s2"] == pytest.approx(0.19, abs=0.012)
 
@@ -123,7 +126,7 @@ def test_answer_that_hangs_on_the_floor_is_said_to_be_open() -> None:
         for name, k in (("a", 0.5), ("b", 1.5))
     }
     comparison = compare_slopes(groups)
-    plain, shared = comparison.tests
+    plain, shared, _ = comparison.tests
     assert isinstance(plain, SlopeTest) and plain.rejected
     assert isinstance(shared, SlopeTest) and not shared.rejected
     assert "The answer depends on the irreducible loss" in comparison.verdict
@@ -158,14 +161,14 @@ def test_detectable_difference_is_found_four_times_in_five() -> None:
     ],
 )
 def test_tests_that_are_refused(groups: Groups, reason: str) -> None:
-    outcome = slope_test(groups, 0.0)
+    outcome = slope_test(groups, "none")
     assert isinstance(outcome, NoTest) and reason in outcome.reason
     assert reason in compare_slopes(groups).verdict
 
 
 def test_three_sizes_leave_no_shared_floor_for_two_structures() -> None:
     groups = {name: (f[:3], v[:3]) for name, (f, v) in curves([0.1, 0.1], 1.0, 0.01).items()}
-    outcome = slope_test(groups, None)
+    outcome = slope_test(groups, "shared")
     assert isinstance(outcome, SlopeTest) and outcome.dof == (1, 1)
     few = {"a": groups["s0"], "b": (FLOPS[:2], np.array([3.0, 2.9]))}
     assert "1 structure" in compare_slopes(few).verdict
@@ -174,14 +177,14 @@ def test_three_sizes_leave_no_shared_floor_for_two_structures() -> None:
 @pytest.mark.parametrize("floor", [-0.1, 9.0])
 def test_impossible_floor_is_a_user_mistake(floor: float) -> None:
     with pytest.raises(AnalysisError, match="mend it"):
-        slope_test(curves([0.1, 0.1], 1.0, 0.01), floor)
+        slope_test(curves([0.1, 0.1], 1.0, 0.01), "given", floor)
 
 
 def test_known_entropy_rate_is_used_as_the_given_floor() -> None:
     runs = published()
     analysis = analyse(Runs(runs.table.assign(entropy_rate=1.5)), "x")
-    assert [t.hypothesis for t in analysis.comparison.tests] == ["none", "given", "shared"]
+    assert [t.hypothesis for t in analysis.comparison.tests] == ["none", "given", "shared", "separate"]
     mixed = runs.table.assign(entropy_rate=[1.5] * 11 + [float("nan")])
-    assert len(analyse(Runs(mixed), "x").comparison.tests) == 2
+    assert len(analyse(Runs(mixed), "x").comparison.tests) == 3
     assert design_words(runs.table) == "4 sizes x 1 seed"
     assert design_words(runs.table.iloc[1:]) == "11 runs"

@@ -13,6 +13,7 @@ import pytest
 from test_analysis_table import make_sweep, result
 
 from analysis.__main__ import main
+from analysis.arrays import Array
 from analysis.drawing import draw, find_dynamics
 from analysis.dynamics import (
     UNGUIDED,
@@ -26,7 +27,6 @@ from analysis.dynamics import (
 )
 from analysis.dynamics_tables import markdown, read_dynamics
 from analysis.errors import AnalysisError
-from analysis.laws import Array
 from analysis.table import runs_table
 from analysis.treatments import FIXED_STEPS
 

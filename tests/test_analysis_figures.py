@@ -21,8 +21,9 @@ from analysis.figures.published import find_published, published_runs, shared_st
 from analysis.figures.scaling import scaling_figure
 from analysis.figures.style import looks, nice_ticks, save
 from analysis.loading import load
+from analysis.reading import read_csv
 from analysis.report import fit_rows, markdown, to_json
-from analysis.table import read_csv, structures_of
+from analysis.table import structures_of
 from trainer.rundir import write_result
 
 ROOT = Path(__file__).parents[1]
@@ -191,7 +192,7 @@ def test_fit_prints_markdown_or_json(
     assert "| structure |" in capsys.readouterr().out
     assert command(monkeypatch, *options, "--json") == 0
     body = json.loads(capsys.readouterr().out)
-    assert body["fits"]["a"]["power"]["parameters"]["alpha"] == pytest.approx(0.07, abs=1e-8)
+    assert body["fits"]["a"]["power"]["params"]["alpha"] == pytest.approx(0.07, abs=1e-8)
     assert body["runs"][0]["params"] is None
 
 

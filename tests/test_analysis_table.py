@@ -11,14 +11,8 @@ import pytest
 
 from analysis.errors import AnalysisError
 from analysis.labels import family_and_budget
-from analysis.table import (
-    parse_map,
-    read_csv,
-    runs_table,
-    structures_of,
-    to_csv,
-    use_flops,
-)
+from analysis.reading import parse_map, read_csv
+from analysis.table import runs_table, structures_of, to_csv, use_flops
 from trainer.rundir import write_result
 
 HEADER = "structure,seed,params,tokens,train_flops,val_loss"
@@ -159,7 +153,8 @@ def test_map_mistakes(pairs: list[str], message: str) -> None:
         ([HEADER, ",0,1,1,2,3"], "row 2: structure is empty"),
         ([HEADER, ROWS[0], "", ROWS[0]], "row 4 repeats row 2 .*column 'seed'"),
         ([HEADER, "dense,0,1,1,2,3,extra"], "row 2 has 7 cells where the header has 6"),
-        (["1,2,3", "4,5,6"], "no column structure, train_flops, val_loss"),
+        (["a,b,c", "4,5,6"], "no column structure, train_flops, val_loss"),
+        (["1,2,3", "4,5,6"], "row 1 holds numbers only, so the file has no header line"),
         (["structure,val_loss,val_loss,train_flops", "a,1,2,3"], "'val_loss' appears twice"),
         ([HEADER], "a header and no rows"),
         ([""], "is empty"),

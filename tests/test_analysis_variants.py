@@ -15,7 +15,8 @@ from analysis.errors import AnalysisError
 from analysis.figures.scaling import scaling_figure
 from analysis.figures.style import looks, save
 from analysis.labels import base_and_variant, family_and_budget, structure_order
-from analysis.table import read_csv, runs_table, structures_of, to_csv
+from analysis.reading import read_csv
+from analysis.table import runs_table, structures_of, to_csv
 from analysis.variants import variants
 from trainer.presets import resolve
 

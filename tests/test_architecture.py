@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted(p for package in ("sweeps", "trainer", "analysis") for p in (ROOT / package).rglob("*.py"))
 FORBIDDEN = {
     "trainer": {"sweeps", "analysis", "mlflow", "optuna", "submitit"},
-    "analysis": {"sweeps", "torch", "mlflow", "optuna", "submitit"},
+    "analysis": {"sweeps", "torch", "mlflow", "optuna", "submitit"}
+    | {"typer", "click", "rich", "pydantic", "tokenizers"},
     "sweeps": {"analysis", "torch"},
 }
 ONE_HOME = ("mlflow", "optuna", "submitit")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from analysis.__main__ import parsers
+from analysis.commandline import parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,3 +43,15 @@ def test_commands_exist(package: str) -> None:
     )
     for command in set(re.findall(rf"python -m {package} ([a-z]+)", text)):
         assert re.search(rf"\b{command}\b", done.stdout), command
+
+
+def analysis_lines() -> list[str]:
+    """What the pages write after `python -m analysis`, in code blocks and in text."""
+    text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
+    return re.findall(r"python -m analysis ([^`\n]+)", text)
+
+
+@pytest.mark.parametrize("line", analysis_lines())
+def test_documented_analysis_commands_parse(line: str) -> None:
+    words = shlex.split(line.partition("#")[0])
+    assert callable(parse(*parsers(), words).run)

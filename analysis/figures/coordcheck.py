@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
+from analysis.arrays import Array
 from analysis.figures.style import GREY, TWO_COLUMNS, house_style
 from analysis.labels import structure_order
 from analysis.latency import Coordinate
-from analysis.laws import Array
 
 MOST_TENSORS = 7
 PANEL_HEIGHT, LOW_PANEL = 1.35, 1.05

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.analyse import Analysis, points
+from analysis.arrays import Array
 from analysis.digits import with_error
 from analysis.figures.style import (
     GREY,
@@ -26,7 +27,6 @@ from analysis.figures.style import (
     looks,
 )
 from analysis.fit import Fit, Refusal
-from analysis.laws import Array
 
 CURVE_POINTS = 120
 X_MARGIN, Y_MARGIN, LEGEND_ROOM = 0.12, 0.08, 0.14
@@ -140,9 +140,14 @@ def _curve(axes: Axes, fit: Fit | Refusal, grid: Array, look: Look, line: Line) 
     solid = line != DASHES
     # The dashes are the heavier, since they would vanish where the two laws agree.
     axes.plot(
-        grid, fit.predict(grid), color=look.colour, linestyle=line, linewidth=0.8 if solid else 1.5, zorder=3
+        grid,
+        fit.predict({"train_flops": grid}),
+        color=look.colour,
+        linestyle=line,
+        linewidth=0.8 if solid else 1.5,
+        zorder=3,
     )
-    band = fit.band(grid)
+    band = fit.band({"train_flops": grid})
     if band is not None:
         shade = 0.16 if solid else 0.08
         axes.fill_between(grid, *band, color=look.colour, alpha=shade, linewidth=0, zorder=2)
@@ -213,4 +218,4 @@ def _entry(label: str, fit: Fit | Refusal) -> str:
     if isinstance(fit, Refusal):
         return f"{label}  ({fit.n} run{'s' if fit.n > 1 else ''}, no fit)"
     error = fit.standard_errors["alpha"] if fit.standard_errors else None
-    return rf"{label}  $\alpha$ = {with_error(fit.parameters['alpha'], error)}"
+    return rf"{label}  $\alpha$ = {with_error(fit.value('alpha'), error)}"

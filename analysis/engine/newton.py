@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws import Array
+from analysis.arrays import Array, Mask, Places
+from analysis.engine.sums import Bound
 
 MAX_STEPS = 200
 DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-5, 1e-14, 1e12
@@ -19,6 +20,10 @@ GRADIENT, EXACT = 1e-9, 1e-13
 """A member has converged when no column of its Jacobian has a larger share of the residuals than this."""
 ROUNDING = 1e-31
 """Sums of squares of log residuals below n times this are zero to the rounding of float64."""
+GONE = 1e-9
+"""A parameter moves no point where the root mean square of its column of the Jacobian is below this."""
+MOST_SHRINKING = -0.9
+"""Share of a coefficient that one step takes away at most."""
 CHUNK_NUMBERS = 300_000
 """Numbers in the largest temporary array, about 2 MB: it stays in the processor's cache."""
 
@@ -47,31 +52,41 @@ class Minima:
 
 
 def minimise(
-    terms: Array,
-    log_loss: Array,
+    bound: Bound,
     starts: Array,
     weights: Array | None = None,
-    delta: float = np.inf,
+    delta: float | Array = np.inf,
+    *,
+    log_loss: Array | None = None,
+    held: Mask | None = None,
     tolerance: float = EXACT,
 ) -> Minima:
     """Descend from every start.
 
     Args:
-        terms: d z_ik / d phi_p, shape (n, K, p).
-        log_loss: shape (n,).
+        bound: law and data.
         starts: shape (b, p).
         weights: of the points, for each member: shape (b, n), (n,) or None for ones.
-        delta: where Huber's loss turns from square to absolute, in log loss; inf for least squares.
+        delta: where Huber's loss turns from square to absolute, in log loss; inf for least squares; for all
+            members, or one for each: shape (b,).
+        log_loss: other losses than those of `bound` (simulated, permuted), shape (b, n) or (n,).
+        held: parameters that stay where they start, shape (b, p) or (p,).
         tolerance: `Minima.gradient` at which a member is done; one that gets no better is done in any case.
     """
-    n, k, p = terms.shape
+    n, k, p = bound.terms.shape
     b = starts.shape[0]
-    spread = np.ones((1, n)) if weights is None else np.atleast_2d(np.asarray(weights, np.float64))
-    spread = np.broadcast_to(spread, (b, n))
+
+    def each(values: Array | Mask | float, width: int) -> Array:
+        return np.broadcast_to(np.atleast_2d(np.asarray(values, np.float64)), (b, width))
+
+    spread = each(1.0 if weights is None else weights, n)
+    target = each(bound.log_loss if log_loss is None else log_loss, n)
+    still = each(0.0 if held is None else held, p) > 0
+    kink = np.broadcast_to(np.asarray(delta, np.float64), (b,))
     chunk = max(1, CHUNK_NUMBERS // (n * max(k, p)))
     parts = [
-        _Batch(terms, log_loss, starts[part], spread[part], delta, tolerance).run()
-        for part in (slice(first, first + chunk) for first in range(0, b, chunk))
+        _Batch(bound, target[c], starts[c], spread[c], kink[c], still[c], tolerance).run()
+        for c in (slice(first, first + chunk) for first in range(0, b, chunk))
     ]
     return Minima(
         np.concatenate([part.phi for part in parts]),
@@ -86,33 +101,43 @@ class _Batch:
     """Members that advance together; those that have converged drop out."""
 
     def __init__(
-        self, terms: Array, log_loss: Array, starts: Array, weights: Array, delta: float, tolerance: float
+        self,
+        bound: Bound,
+        log_loss: Array,
+        starts: Array,
+        weights: Array,
+        delta: Array,
+        held: Mask,
+        tolerance: float,
     ) -> None:
-        n, k, p = terms.shape
-        self.n, self.k, self.p, self.delta = n, k, p, delta
-        self.log_loss, self.tolerance = log_loss, tolerance
+        n, k, p = bound.terms.shape
+        self.n, self.k, self.p = n, k, p
+        self.tolerance, self.held = tolerance, held
+        self.positive = bound.enters_by_logarithm
         # Term by term, so that points lie side by side; most terms read few of the parameters.
-        self.by_term = np.ascontiguousarray(terms.transpose(1, 0, 2))
+        self.by_term = np.ascontiguousarray(bound.terms.transpose(1, 0, 2))
         self.reads = [(int(i), int(j)) for i, j in np.argwhere(np.any(self.by_term != 0, axis=1))]
         self.rows = self.by_term.reshape(k * n, p)
+        self.offset = np.ascontiguousarray(bound.offset.T).reshape(k * n)
         self.squares = np.einsum("rp,rq->rpq", self.rows, self.rows).reshape(k * n, p * p)
         self.phi = np.array(starts, np.float64)
-        self.weights = np.ascontiguousarray(weights)
+        self.weights, self.log_loss = np.ascontiguousarray(weights), np.ascontiguousarray(log_loss)
+        self.delta = delta[:, None]
 
     def run(self) -> Minima:
         """Newton steps until every member has converged or can go no further."""
         b = self.phi.shape[0]
         cost, gradient = np.empty(b), np.full(b, np.inf)
         damping, active = np.full(b, DAMPING), np.arange(b)
-        cost[:] = self._cost(self.phi, self.weights)
+        cost[:] = self._cost(self.phi, active)
         state = self._expand(active)
         steps = 0
         while active.size and steps < MAX_STEPS:
             steps += 1
             slope, curve, scale, size = state
             gradient[active] = self._share(slope, scale, size)
-            trial = self.phi[active] + self._direction(slope, curve, scale, damping[active])
-            trial_cost = self._cost(trial, self.weights[active])
+            trial = self._moved(self.phi[active], self._direction(slope, curve, scale, damping[active]))
+            trial_cost = self._cost(trial, active)
             better = trial_cost < cost[active]
             moved = active[better]
             self.phi[moved], cost[moved] = trial[better], trial_cost[better]
@@ -124,45 +149,53 @@ class _Batch:
             done |= (gradient[active] < self.tolerance) | (cost[active] <= self.n * ROUNDING)
             keep = ~done
             renew = keep & better
-            active_next = active[keep]
             if renew.any():
                 fresh = self._expand(active[renew])
                 for old, new in zip(state, fresh, strict=True):
                     old[renew] = new
             state = (slope[keep], curve[keep], scale[keep], size[keep])
-            active = active_next
+            active = active[keep]
         last = self._expand(np.arange(b))
         gradient = self._share(last[0], last[2], last[3])
         converged = (gradient < 1e3 * GRADIENT) | (cost <= self.n * ROUNDING)
         return Minima(self.phi, cost, gradient, converged, steps)
 
+    def _moved(self, phi: Array, step: Array) -> Array:
+        """Go along a step: straight in the coefficients and not in their logarithms.
+
+        The valley along which terms trade with each other, E + k = constant, is straight there.
+        """
+        return np.asarray(phi + np.where(self.positive, np.log1p(np.maximum(step, MOST_SHRINKING)), step))
+
     def _values(self, phi: Array) -> tuple[Array, Array]:
         """Log L of each point, shape (m, n), and the share of each term in it, shape (m, K, n)."""
-        z = (phi @ self.rows.T).reshape(-1, self.k, self.n)
+        z = (phi @ self.rows.T + self.offset).reshape(-1, self.k, self.n)
         top = z.max(axis=1)
         share = np.exp(z - top[:, None])
         total = share.sum(axis=1)
         share /= total[:, None]
         return top + np.log(total), share
 
-    def _cost(self, phi: Array, weights: Array) -> Array:
+    def _cost(self, phi: Array, members: Places) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
             value, _ = self._values(phi)
-            residual = np.abs(value - self.log_loss)
-            inside = np.minimum(residual, self.delta)
-            cost = np.einsum("mn,mn->m", weights, inside * (residual - 0.5 * inside))
+            residual = np.abs(value - self.log_loss[members])
+            inside = np.minimum(residual, self.delta[members])
+            cost = np.einsum("mn,mn->m", self.weights[members], inside * (residual - 0.5 * inside))
         return np.where(np.isfinite(cost), cost, np.inf)
 
-    def _expand(
-        self, members: np.ndarray[tuple[int], np.dtype[np.intp]]
-    ) -> tuple[Array, Array, Array, Array]:
-        """Gradient (m, p), Hessian (m, p, p), norms of Jacobian columns (m, p) and of residuals (m,)."""
-        weights = self.weights[members]
+    def _expand(self, members: Places) -> tuple[Array, Array, Array, Array]:
+        """Gradient (m, p), Hessian (m, p, p), norms of Jacobian columns (m, p) and of residuals (m,).
+
+        Parameters that are held, and those of a term that has vanished and wants to stay so, have neither
+        slope nor coupling: the gradient is the projected one.
+        """
+        weights, delta = self.weights[members], self.delta[members]
         value, share = self._values(self.phi[members])
-        residual = value - self.log_loss
-        clipped = np.clip(residual, -self.delta, self.delta)
+        residual = value - self.log_loss[members]
+        clipped = np.clip(residual, -delta, delta)
         pull = weights * clipped
-        inside = weights * (np.abs(residual) <= self.delta)
+        inside = weights * (np.abs(residual) <= delta)
         jacobian = np.zeros((len(members), self.p, self.n))
         for term, place in self.reads:
             jacobian[:, place] += share[:, term] * self.by_term[term, :, place]
@@ -172,6 +205,13 @@ class _Batch:
         curve = softmax.reshape(-1, self.p, self.p) + outer
         scale = np.sqrt(np.matmul(jacobian**2, weights[:, :, None])[:, :, 0])
         size = np.sqrt(np.einsum("mn,mn->m", weights, clipped**2))
+        gone = scale < GONE * np.sqrt(weights.sum(axis=1))[:, None]
+        still = self.held[members] | (gone & ((slope >= 0) | ~self.positive))
+        if still.any():
+            slope[still] = 0.0
+            curve[still[:, :, None] | still[:, None, :]] = 0.0
+            scale[still] = 1.0
+            curve[:, np.arange(self.p), np.arange(self.p)] += still
         return slope, curve, np.maximum(scale, 1e-300), size
 
     @staticmethod
@@ -184,6 +224,8 @@ class _Batch:
         curve = curve / (scale[:, :, None] * scale[:, None, :])
         values, vectors = np.linalg.eigh(curve)
         floor = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-300)
-        bent = np.maximum(np.abs(values), 1e-15 * floor) + damping[:, None] * floor
+        # Columns have length 1, so the damping is measured against 1: a term that vanishes has a large
+        # curvature of its own, which must not slow the others.
+        bent = np.maximum(np.abs(values), 1e-15 * floor) + damping[:, None]
         along = np.einsum("mpq,mp->mq", vectors, slope / scale) / bent
         return np.asarray(-np.einsum("mpq,mq->mp", vectors, along) / scale)

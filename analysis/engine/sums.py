@@ -7,13 +7,13 @@ optimiser serves every law and every grouping.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.arrays import Array, Mask
 from analysis.errors import AnalysisError
-from analysis.laws import Array
 
 ALL = ""
 """The group of a parameter that all structures share."""
@@ -60,26 +60,11 @@ class SumLaw:
         return (*self.coefficients, *self.exponents)
 
 
-POWER = SumLaw(
-    "power", "L = k C^-alpha", (Term("k", {"train_flops": "alpha"}),),
-    "Kaplan et al., arXiv 2001.08361, eq. 1.1-1.3",
-)  # fmt: skip
-IRREDUCIBLE = SumLaw(
-    "irreducible", "L = E + k C^-alpha", (Term("E", {}), Term("k", {"train_flops": "alpha"})),
-    "Hestness et al., arXiv 1712.00409, eq. 1",
-)  # fmt: skip
-CHINCHILLA = SumLaw(
-    "chinchilla", "L = E + A N^-alpha + B D^-beta",
-    (Term("E", {}), Term("A", {"params": "alpha"}), Term("B", {"tokens": "beta"})),
-    "Hoffmann et al., arXiv 2203.15556, eq. 2",
-)  # fmt: skip
-TIED = SumLaw(
-    "tied", "L = E + A N^-eta + B D^-eta",
-    (Term("E", {}), Term("A", {"params": "eta"}), Term("B", {"tokens": "eta"})),
-    "Gadre et al., arXiv 2403.08540, eq. 4: E + (a M^h + b M^-h) C^-h with M = D/N, C = 6ND, h = eta/2",
-)  # fmt: skip
-
-SUM_LAWS = {law.name: law for law in (POWER, IRREDUCIBLE, CHINCHILLA, TIED)}
+DERIVED: dict[str, tuple[tuple[str, ...], Callable[..., Array]]] = {
+    "flops_over_multiplier": (("params", "tokens", "train_flops"), lambda n, d, c: c * n / d),
+    "flops_times_multiplier": (("params", "tokens", "train_flops"), lambda n, d, c: c * d / n),
+}
+"""Variables that are computed from columns of the table where it does not hold them: columns, function."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +94,26 @@ class Bound:
     columns: tuple[Column, ...]
     terms: Array
     """d z_ik / d phi_p, shape (n, K, p)."""
+    offset: Array
+    """z_ik at phi = 0: 0, or -inf where a term is left out; shape (n, K)."""
     log_loss: Array
     """Shape (n,)."""
+    groups: tuple[str, ...]
+    """The structure of each point."""
     centres: Mapping[str, float]
     """Mean of the logarithm of each variable."""
+    absent: tuple[Column, ...] = ()
+    """Parameters of terms that are left out: their coefficients are 0."""
 
     @property
     def n(self) -> int:
         """Points."""
         return self.log_loss.size
+
+    @property
+    def enters_by_logarithm(self) -> Mask:
+        """Which parameters are logarithms of coefficients, shape (p,)."""
+        return np.array([column.name in self.law.coefficients for column in self.columns])
 
     def place(self, name: str, group: str = ALL) -> int:
         """Column of a parameter; KeyError where there is none."""
@@ -125,6 +121,59 @@ class Bound:
             if column.name == name and column.group in (group, ALL):
                 return place
         raise KeyError(f"{name}[{group}]")
+
+    def log_value(self, phi: Array) -> Array:
+        """Log of the law at the points, shape (n,)."""
+        return _log_sum(self.terms @ phi + self.offset)
+
+    def jacobian(self, phi: Array) -> Array:
+        """D log L / d phi, shape (n, p)."""
+        z = self.terms @ phi + self.offset
+        share = np.exp(z - _log_sum(z)[:, None])
+        return np.asarray(np.einsum("nk,nkp->np", share, self.terms))
+
+    def at(self, data: Mapping[str, Array], groups: Sequence[str] | None = None) -> Bound:
+        """The same law and centres on other points, whose losses are not known (their logarithms are 0).
+
+        Raises:
+            AnalysisError: a variable is missing or has no logarithm.
+        """
+        n = len(next(iter(data.values()))) if data else 0
+        values = {name: _checked(self.law, data, name, n) for name in self.law.variables}
+        names = [ALL] * n if groups is None else list(groups)
+        known = (*self.columns, *self.absent)
+        terms, _ = _terms(self.law, known, values, self.centres, names)
+        whole = Bound(
+            self.law, known, terms, np.zeros(terms.shape[:2]), np.zeros(n), tuple(names), self.centres
+        )
+        return whole.without(self.absent)
+
+    def without(self, gone: Sequence[Column]) -> Bound:
+        """The law without some of its coefficients, and without the exponents that only these had."""
+        lost = {column for column in gone if column.name in self.law.coefficients}
+        if not lost:
+            return self
+        kept = [column for column in self.columns if column not in lost and self._needed(column, lost)]
+        places = [self.columns.index(column) for column in kept]
+        out = np.any(self.terms[:, :, [self.columns.index(column) for column in lost]] != 0, axis=2)
+        return replace(
+            self,
+            columns=tuple(kept),
+            terms=np.where(out[:, :, None], 0.0, self.terms)[:, :, places],
+            offset=np.where(out, -np.inf, self.offset),
+            absent=(*self.absent, *(column for column in self.columns if column not in kept)),
+        )
+
+    def _needed(self, column: Column, lost: set[Column]) -> bool:
+        """Whether a coefficient that is left has this exponent; coefficients need nothing."""
+        if column.name in self.law.coefficients:
+            return True
+        having = {term.coefficient for term in self.law.terms if column.name in term.powers.values()}
+        return any(
+            other.name in having and (ALL in (other.group, column.group) or other.group == column.group)
+            for other in self.columns
+            if other not in lost
+        )
 
     def natural(self, phi: Array) -> Array:
         """Parameters as the formula has them, coefficients at variable = 1 in their own units.
@@ -156,6 +205,11 @@ class Bound:
             # A shared coefficient with exponents of its own in each group is refused when binding.
             row[self.place(exponent, column.group)] += self.centres[variable]
         return row
+
+
+def _log_sum(z: Array) -> Array:
+    top = z.max(axis=1)
+    return np.asarray(top + np.log(np.exp(z - top[:, None]).sum(axis=1)))
 
 
 def bind(
@@ -200,20 +254,39 @@ def bind(
         for name in law.parameters
         for group in (labels if name in free and groups is not None else [ALL])
     )
-    index = {(column.name, column.group): place for place, column in enumerate(columns)}
     centres = {name: float(np.log(value).mean()) for name, value in values.items()}
-    terms = np.zeros((loss.size, len(law.terms), len(columns)))
-    for i, group in enumerate(names):
+    terms, offset = _terms(law, columns, values, centres, names)
+    return Bound(law, columns, terms, offset, np.log(loss), tuple(names), centres)
+
+
+def _terms(
+    law: SumLaw,
+    columns: Sequence[Column],
+    values: Mapping[str, Array],
+    centres: Mapping[str, float],
+    names: Sequence[str],
+) -> tuple[Array, Array]:
+    """What each point's terms read: d z / d phi, shape (n, K, p), and z at phi = 0, shape (n, K)."""
+    n = len(names)
+    logs = {name: np.log(value) - centres[name] for name, value in values.items()}
+    terms = np.zeros((n, len(law.terms), len(columns)))
+    group_of = np.array(names, dtype=object)
+    for place, column in enumerate(columns):
+        mine = np.ones(n, bool) if column.group == ALL else group_of == column.group
         for k, term in enumerate(law.terms):
-            terms[i, k, index.get((term.coefficient, group), index.get((term.coefficient, ALL), 0))] = 1.0
+            if term.coefficient == column.name:
+                terms[mine, k, place] = 1.0
             for variable, exponent in term.powers.items():
-                place = index.get((exponent, group), index.get((exponent, ALL), 0))
-                terms[i, k, place] -= np.log(values[variable][i]) - centres[variable]
-    return Bound(law, columns, terms, np.log(loss), centres)
+                if exponent == column.name:
+                    terms[mine, k, place] -= logs[variable][mine]
+    return terms, np.zeros((n, len(law.terms)))
 
 
 def _checked(law: SumLaw, data: Mapping[str, Array], name: str, n: int) -> Array:
     if name not in data:
+        if name in DERIVED:
+            parts = [_checked(law, data, part, n) for part in DERIVED[name][0]]
+            return np.asarray(DERIVED[name][1](*parts))
         raise AnalysisError(f"{law.name} ({law.formula}) needs the column '{name}'; map yours with --map")
     value = np.asarray(data[name], np.float64)
     if value.shape != (n,):

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from analysis.laws import Array
-from analysis.newton import Minima, minimise
-from analysis.sums import Bound
+from analysis.arrays import Array, Mask, Places
+from analysis.engine.broken import BrokenBound, map_of_starts
+from analysis.engine.broken_newton import minimise_broken
+from analysis.engine.newton import EXACT, Minima, minimise
+from analysis.engine.sums import Bound, Column
 
 STARTS = 64
 GRID = {1: 96, 2: 24, 3: 9}
@@ -25,6 +28,8 @@ LOW, HIGH = 0.02, 6.0
 EFFICIENT = 1.345
 """Huber's delta in standard deviations: 95 % efficient under Gaussian noise (Huber 1964)."""
 LEAST_DELTA = 1e-12
+CUT, CUT_SQUARES, SCALE_STEPS = 2.5, 0.9775, 50
+"""Where residuals are cut for the scale, in standard deviations, and E min(z^2, cut^2) of a normal z."""
 COARSE_DELTA = 0.03
 ROUGH, APART = 1e-5, 1e-3
 """When the starts stop at first, and how far apart they then are where they count as two."""
@@ -38,6 +43,7 @@ VANISHED = 1e-6
 class Optimum:
     """The best fit of a bound law, and the evidence that it is.
 
+    bound: the law and data, without the terms that have vanished.
     phi: centred and logarithmic parameters, shape (p,).
     cost: sum of Huber losses of the log residuals (half squares inside delta).
     delta: Huber's delta; inf for least squares.
@@ -46,10 +52,13 @@ class Optimum:
     converged: whether the gradient is negligible.
     starts: how many starts were polished.
     moved: whether the optimum is away from its start; False is a sign of an optimiser that never left it.
-    minima: distinct optima whose cost is within 5 % of the best, the best first; shape (m, p).
-    vanished: labels of coefficients whose terms add nothing to any point; the data do not identify them.
+    minima: distinct optima whose cost is within 5 % of the best, the best first, in the parameters of the
+        whole law; shape (m, p).
+    vanished: labels of coefficients whose terms add nothing to any point; they are left out of `bound`.
+    fixed: other parameters that are at a limit and are held there, with their values; no column of `bound`.
     """
 
+    bound: Bound
     phi: Array
     cost: float
     delta: float
@@ -60,6 +69,22 @@ class Optimum:
     moved: bool
     minima: Array
     vanished: tuple[str, ...]
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+
+def descend(
+    bound: Bound,
+    starts: Array,
+    weights: Array | None = None,
+    delta: float | Array = np.inf,
+    *,
+    held: Mask | None = None,
+    tolerance: float = EXACT,
+) -> Minima:
+    """Descend from every start under whichever law; arguments as those of `newton.minimise`."""
+    if isinstance(bound, BrokenBound):
+        return minimise_broken(bound, starts, weights, delta, held=held, tolerance=tolerance)
+    return minimise(bound, starts, weights, delta, held=held, tolerance=tolerance)
 
 
 def solve(bound: Bound, delta: float | None = None, weights: Array | None = None) -> Optimum:
@@ -74,19 +99,57 @@ def solve(bound: Bound, delta: float | None = None, weights: Array | None = None
     starts = starting_points(bound, weights)
     wide = np.inf if delta is None or delta > COARSE_DELTA else COARSE_DELTA
     # Far below the noise the objective is nearly flat between its kinks, so it is entered from a wide delta.
-    rough = minimise(bound.terms, bound.log_loss, starts, weights, wide, ROUGH)
-    found = minimise(
-        bound.terms, bound.log_loss, _distinct(rough), weights, np.inf if delta is None else delta
-    )
-    sigma = robust_sd(bound, found.phi[found.best()])
+    rough = descend(bound, starts, weights, wide, tolerance=ROUGH)
+    found = descend(bound, _distinct(rough), weights, np.inf if delta is None else delta)
+    sigma = _sigma(bound, found.phi[found.best()])
     if delta is None:
-        # Delta and the residuals depend on each other; twice is enough to the third digit.
-        for _ in range(2):
+        # Delta and the residuals depend on each other; three rounds are enough to the third digit.
+        for _ in range(3):
             delta = max(EFFICIENT * sigma, LEAST_DELTA)
-            found = minimise(bound.terms, bound.log_loss, found.phi, weights, delta)
-            sigma = robust_sd(bound, found.phi[found.best()])
+            found = descend(bound, found.phi, weights, delta)
+            sigma = _sigma(bound, found.phi[found.best()])
     assert delta is not None
-    return _optimum(bound, starts, found, delta, sigma)
+    best = found.best()
+    return _reduced(bound, starts, found, best, delta, sigma, weights)
+
+
+def _reduced(
+    bound: Bound, starts: Array, found: Minima, best: int, delta: float, sigma: float, weights: Array | None
+) -> Optimum:
+    """Leave terms out that have vanished, so that the optimum lies exactly on its bound, and sum it up."""
+    gone = vanished(bound, found.phi[best])
+    moved = bool(np.max(np.abs(found.phi[best] - starts), axis=1).min() > 1e-9)
+    minima = _competing(bound, found)
+    smaller = bound.without(gone)
+    final, place = found, best
+    if gone:
+        kept = [bound.columns.index(column) for column in smaller.columns]
+        final = descend(smaller, found.phi[best][None, kept], weights, delta)
+        place, sigma = 0, _sigma(smaller, final.phi[0])
+    if isinstance(smaller, BrokenBound):
+        inner = smaller.hold(final.phi[place])
+        kept = [smaller.columns.index(column) for column in inner.columns]
+        if inner is not smaller:
+            final = descend(inner, final.phi[place][None, kept], weights, delta)
+            smaller, place, sigma = inner, 0, _sigma(inner, final.phi[0])
+    return Optimum(
+        bound=smaller,
+        phi=final.phi[place],
+        cost=float(final.cost[place]),
+        delta=delta,
+        sigma=sigma,
+        gradient=float(final.gradient[place]),
+        converged=bool(final.converged[place]),
+        starts=starts.shape[0],
+        moved=moved,
+        minima=minima,
+        vanished=tuple(column.label for column in gone),
+        fixed=smaller.fixed() if isinstance(smaller, BrokenBound) else {},
+    )
+
+
+def _sigma(bound: Bound, phi: Array) -> float:
+    return noise_sd(bound.log_value(phi) - bound.log_loss, phi.size)
 
 
 def _distinct(found: Minima) -> Array:
@@ -99,50 +162,56 @@ def _distinct(found: Minima) -> Array:
     return np.array(kept)
 
 
-def _optimum(bound: Bound, starts: Array, found: Minima, delta: float, sigma: float) -> Optimum:
-    best = found.best()
-    phi, cost = found.phi[best], float(found.cost[best])
-    limit = COMPETING * cost + bound.n * SLACK
-    minima = [phi]
-    for member in np.argsort(found.cost):
+def _competing(bound: Bound, found: Minima) -> Array:
+    """Distinct optima within 5 % of the best cost, the best first, shape (m, p).
+
+    Two are the same where they predict the same: where a term has vanished, its parameters may be anything.
+    """
+    order = np.argsort(found.cost)
+    limit = COMPETING * float(found.cost[order[0]]) + bound.n * SLACK
+    minima = [found.phi[order[0]]]
+    for member in order[1:]:
         other = found.phi[member]
         if found.cost[member] > limit or not found.converged[member]:
             continue
-        if all(np.max(np.abs(other - known)) > SAME * max(1.0, np.max(np.abs(known))) for known in minima):
+        if all(_differ(bound, other, known) for known in minima):
             minima.append(other)
-    return Optimum(
-        phi=phi,
-        cost=cost,
-        delta=delta,
-        sigma=sigma,
-        gradient=float(found.gradient[best]),
-        converged=bool(found.converged[best]),
-        starts=starts.shape[0],
-        moved=bool(np.max(np.abs(phi - starts), axis=1).min() > 1e-9),
-        minima=np.array(minima),
-        vanished=_vanished(bound, phi),
-    )
+    return np.array(minima)
 
 
-def _vanished(bound: Bound, phi: Array) -> tuple[str, ...]:
+def _differ(bound: Bound, phi: Array, other: Array) -> bool:
+    exponents = ~bound.enters_by_logarithm
+    apart = np.abs(phi - other)[exponents] > SAME * np.maximum(np.abs(phi), np.abs(other))[exponents]
+    gap = np.max(np.abs(bound.log_value(phi) - bound.log_value(other)))
+    scale = np.sqrt(np.mean((bound.log_value(phi) - bound.log_loss) ** 2))
+    return bool(apart.any() and gap > SAME * scale)
+
+
+def vanished(bound: Bound, phi: Array) -> tuple[Column, ...]:
     """Coefficients whose terms are less than a millionth of the loss at every point."""
-    share = np.exp(bound.terms @ phi - bound.log_loss[:, None])
-    gone = []
+    share = np.exp(bound.terms @ phi + bound.offset - bound.log_loss[:, None])
+    # Of a broken law the constant only: `terms` know nothing of the break, which the power term needs.
+    broken, gone = isinstance(bound, BrokenBound), []
     for place, column in enumerate(bound.columns):
-        if column.name in bound.law.coefficients:
+        if column.name == "E" if broken else column.name in bound.law.coefficients:
             reads = bound.terms[:, :, place] == 1.0
             if float(np.max(share[reads], initial=0.0)) < VANISHED:
-                gone.append(column.label)
+                gone.append(column)
     return tuple(gone)
 
 
-def robust_sd(bound: Bound, phi: Array) -> float:
-    """Standard deviation of the log residuals from their median absolute value, scaled up to n - p points."""
-    z = bound.terms @ phi
-    top = z.max(axis=1)
-    residual = top + np.log(np.exp(z - top[:, None]).sum(axis=1)) - bound.log_loss
-    spare = max(1, bound.n - phi.size)
-    return float(np.median(np.abs(residual)) / 0.6744897501960817 * math.sqrt(bound.n / spare))
+def noise_sd(residual: Array, parameters: int) -> float:
+    """Standard deviation of the noise, from residuals of a fit of so many parameters.
+
+    Huber's proposal 2 (Huber 1964) with its cut at 2.5 standard deviations: where there are no outliers it is
+    the usual sqrt(sum of squares / (n - p)), and one outlier, however far, counts as 2.5.
+    """
+    spare = max(1, residual.size - parameters)
+    sd = math.sqrt(float(residual @ residual) / spare)
+    for _ in range(SCALE_STEPS):
+        clipped = np.clip(residual, -CUT * sd, CUT * sd)
+        sd = math.sqrt(float(clipped @ clipped) / (spare * CUT_SQUARES))
+    return sd
 
 
 def starting_points(bound: Bound, weights: Array | None = None, count: int = STARTS) -> Array:
@@ -150,13 +219,16 @@ def starting_points(bound: Bound, weights: Array | None = None, count: int = STA
 
     Exponents of several structures start equal; coefficients are the best non-negative ones for them.
     """
-    names = bound.law.exponents
-    axes = [_axis(bound, name) for name in names]
+    if isinstance(bound, BrokenBound):
+        cells, points, cost = map_of_starts(bound, weights)
+        return points[_chosen(cells, cost, count)]
+    names = _exponents(bound)
+    if not names:
+        return np.array([np.log(_project(bound, np.zeros((1, 0)), weights)[0][0])])
+    axes = [_axis(bound, name, len(names)) for name in names]
     cells = np.array(list(itertools.product(*axes)))
     coefficients, cost = _project(bound, cells, weights)
-    order = np.argsort(cost)
-    near, spread = order[: count // 2], np.linspace(0, len(cells) - 1, count - count // 2).astype(int)
-    chosen = np.array(list(dict.fromkeys([*_apart(cells, order, near.size), *spread])))
+    chosen = _chosen(cells, cost, count)
     starts = np.zeros((chosen.size, len(bound.columns)))
     for place, column in enumerate(bound.columns):
         if column.name in names:
@@ -164,6 +236,13 @@ def starting_points(bound: Bound, weights: Array | None = None, count: int = STA
         else:
             starts[:, place] = np.log(coefficients[chosen, place])
     return starts
+
+
+def _chosen(cells: Array, cost: Array, count: int) -> Places:
+    """Which cells to start from: the lowest that are apart, and a lattice over all of the map."""
+    order = np.argsort(cost)
+    near, spread = order[: count // 2], np.linspace(0, len(cells) - 1, count - count // 2).astype(int)
+    return np.array(list(dict.fromkeys([*_apart(cells, order, near.size), *spread])))
 
 
 def _apart(cells: Array, order: npt.NDArray[np.intp], count: int) -> list[int]:
@@ -179,12 +258,17 @@ def _apart(cells: Array, order: npt.NDArray[np.intp], count: int) -> list[int]:
     return chosen
 
 
-def _axis(bound: Bound, exponent: str) -> Array:
+def _exponents(bound: Bound) -> list[str]:
+    """Names of the exponents that the terms left in the law have."""
+    return [name for name in bound.law.exponents if any(name == column.name for column in bound.columns)]
+
+
+def _axis(bound: Bound, exponent: str, axes: int) -> Array:
     """Values of an exponent, from terms that hardly fall over the data to those that vanish at once."""
     places = [place for place, column in enumerate(bound.columns) if column.name == exponent]
     span = max(float(np.ptp(bound.terms[:, :, place].min(axis=1))) for place in places)
     span = max(span, max(float(np.ptp(bound.terms[:, :, place].max(axis=1))) for place in places), 1e-6)
-    return np.geomspace(LOW, HIGH, GRID.get(len(bound.law.exponents), 5)) / span
+    return np.geomspace(LOW, HIGH, GRID.get(axes, 5)) / span
 
 
 def _project(bound: Bound, cells: Array, weights: Array | None) -> tuple[Array, Array]:
@@ -193,14 +277,15 @@ def _project(bound: Bound, cells: Array, weights: Array | None) -> tuple[Array, 
     Residuals of L divided by L are those of log L to first order.  A coefficient that comes out negative is
     held at a small share of the loss, and the others are solved again.
     """
-    names, loss = bound.law.exponents, np.exp(bound.log_loss)
+    names, loss = _exponents(bound), np.exp(bound.log_loss)
     fixed = np.zeros((len(cells), len(bound.columns)))
     own = [place for place, column in enumerate(bound.columns) if column.name not in names]
     for place, column in enumerate(bound.columns):
         if column.name in names:
             fixed[:, place] = cells[:, names.index(column.name)]
     exponents = [place for place in range(len(bound.columns)) if place not in own]
-    powers = np.exp(np.einsum("nkp,cp->cnk", bound.terms[:, :, exponents], fixed[:, exponents]))
+    log_powers = np.einsum("nkp,cp->cnk", bound.terms[:, :, exponents], fixed[:, exponents])
+    powers = np.exp(log_powers + bound.offset)
     reads = bound.terms[:, :, own]
     matrix = np.einsum("cnk,nkp->cnp", powers, reads) / loss[None, :, None]
     root = np.ones(bound.n) if weights is None else np.sqrt(np.asarray(weights, np.float64))

@@ -1,0 +1,95 @@
+"""The command `compare`: do structures scale differently, and what does one save against another?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from analysis.commandline import Commands
+from analysis.commands.options import (
+    add_filter,
+    add_group,
+    add_json,
+    add_maps,
+    add_results,
+    put_json,
+)
+
+SUMMARY = "Test whether structures differ in their exponents, with and without an irreducible loss."
+DESCRIPTION = """
+Nested joint fits of loss over FLOPs (one curve, shared E and exponent, shared E, all separate), F,
+likelihood-ratio and permutation tests, AICc; compute and token multipliers over the losses that the structures
+share, and loss differences at equal compute. The verdict says in words what the runs can and cannot tell.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("compare", help=SUMMARY, description=f"{SUMMARY}\n\n{DESCRIPTION}")
+    parser.add_argument("table", metavar="TABLE", help="name of a sweep, or a CSV, JSONL or parquet file")
+    add_group(parser)
+    add_maps(parser)
+    add_filter(parser)
+    add_results(parser)
+    parser.add_argument("--flops", metavar="CONVENTION", help="count FLOPs by another convention, e.g. 6N")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="structure that the others are held against (default: the first)"
+    )
+    parser.add_argument(
+        "--irreducible", type=float, metavar="LOSS", help="also test under this known loss, nats/token"
+    )
+    parser.add_argument(
+        "--permutations",
+        type=_permutations,
+        default=999,
+        metavar="N",
+        help="samples of the permutation tests; 0 for none (default: %(default)s)",
+    )
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def _permutations(word: str) -> int:
+    value = int(word)
+    if not 0 <= value <= 100_000:
+        raise argparse.ArgumentTypeError(f"{word} must lie from 0 to 100000")
+    return value
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare, and print the report."""
+    import numpy as np
+
+    from analysis.analyse import design_words, known_floor, points
+    from analysis.compare_report import compare_report, markdown, to_json
+    from analysis.errors import AnalysisError
+    from analysis.loading import load, with_flops
+    from analysis.table import structures_of, use_flops
+
+    name, runs = load(args.table, args.results, args.maps, ("val_loss",), args.group, args.condition)
+    runs = with_flops(runs)
+    if args.flops is not None:
+        runs = use_flops(runs, args.flops)
+    if runs.table.empty or bool(runs.table["train_flops"].isna().any()):
+        raise AnalysisError(
+            f"{name}: not every run has training FLOPs; give train_flops, or params and tokens, or use --map"
+        )
+    groups = {structure: points(runs.table, structure) for structure in structures_of(runs.table)}
+    tokens = None
+    if not bool(runs.table["tokens"].isna().any()):
+        column = runs.table["tokens"].to_numpy(np.float64)
+        labels = runs.table["structure"].to_numpy(str)
+        tokens = {s: (column[labels == s], loss) for s, (_, loss) in groups.items()}
+    report = compare_report(
+        runs,
+        name,
+        groups,
+        tokens,
+        design_words(runs.table),
+        args.baseline,
+        known_floor(runs.table, args.irreducible),
+        args.permutations,
+    )
+    if args.json is not None and put_json(args.json, to_json(report)):
+        return
+    sys.stdout.write(markdown(report))

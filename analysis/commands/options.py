@@ -1,0 +1,111 @@
+"""The options that commands share: --map, --group, --filter, --cluster, --results, --out and --json."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from analysis.commandline import Parser
+
+STDOUT = "-"
+
+
+def add_results(parser: Parser) -> None:
+    """Declare --results, whose default the environment variable SCALING_RESULTS gives."""
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="PATH",
+        default=Path(os.environ.get("SCALING_RESULTS") or "results"),
+        help="results folder, with runs/ and tables/ (environment: SCALING_RESULTS; default: %(default)s)",
+    )
+
+
+def add_maps(parser: Parser) -> None:
+    """Declare --map; it may be given several times."""
+    parser.add_argument(
+        "--map",
+        dest="maps",
+        action="append",
+        metavar="THEIRS=OURS",
+        help="rename columns of a file, several joined by commas, such as params=N,tokens=D (either order)",
+    )
+
+
+def add_group(parser: Parser) -> None:
+    """Declare --group."""
+    parser.add_argument(
+        "--group",
+        metavar="COLUMN",
+        help="column that tells the curves apart, such as structure: one fit for each of its values",
+    )
+
+
+def add_filter(parser: Parser) -> None:
+    """Declare --filter."""
+    parser.add_argument(
+        "--filter",
+        dest="condition",
+        metavar="CONDITION",
+        help="only runs that meet a condition over the columns, such as 'val_loss < 5 and params > 1e6'",
+    )
+
+
+def add_cluster(parser: Parser) -> None:
+    """Declare --cluster."""
+    parser.add_argument(
+        "--cluster",
+        metavar="COLUMN",
+        help="column that names the run of each point, where checkpoints of one run are points; whole runs "
+        "are resampled then (default: a column run or run_name)",
+    )
+
+
+def add_out(parser: Parser) -> None:
+    """Declare --out."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="folder for figures/ and tables/; the results folder without",
+    )
+
+
+def add_json(parser: Parser) -> None:
+    """Declare --json, alone for stdout or with the file to write."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        type=_json_target,
+        metavar="PATH",
+        help="full precision, for scripts: alone or as - instead of the text, with the PATH of a file "
+        "NAME.json besides it",
+    )
+
+
+def _json_target(word: str) -> str:
+    # Also so that `--json NAME` takes no sweep or CSV for the file to write.
+    if word != STDOUT and not word.endswith(".json"):
+        raise argparse.ArgumentTypeError(
+            f"the file to write must be named .json, and '{word}' is not; put --json last to print instead"
+        )
+    return word
+
+
+def put_json(target: str | None, text: str) -> bool:
+    """Write JSON where --json says, if it was given; returns whether it went to stdout.
+
+    Raises:
+        AnalysisError: the file cannot be written.
+    """
+    from analysis.output import write_if_changed
+
+    if target == STDOUT:
+        sys.stdout.write(text)
+        return True
+    if target is not None:
+        write_if_changed(Path(target), text)
+    return False

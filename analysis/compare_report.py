@@ -1,0 +1,232 @@
+"""The Markdown and JSON of a comparison of structures: models, tests, multipliers, gaps, and the verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.compare import Comparison, Groups, NoTest, SlopeTest, compare_slopes, joint, usable
+from analysis.digits import interval, number, probability, quantity, with_error
+from analysis.engine.sums import SumLaw
+from analysis.errors import AnalysisError
+from analysis.laws import IRREDUCIBLE, POWER
+from analysis.multipliers import Multiplier, Multipliers, multipliers
+from analysis.nested import JointFit, NestedTest, nested_test
+from analysis.report import markdown_table, plain
+from analysis.table import Runs
+
+LADDER: tuple[tuple[str, SumLaw, tuple[str, ...]], ...] = (
+    ("one line for all, no E", POWER, ()),
+    ("parallel lines, no E", POWER, ("k",)),
+    ("own slopes, no E", POWER, ("k", "alpha")),
+    ("one curve for all", IRREDUCIBLE, ()),
+    ("shared E and exponent", IRREDUCIBLE, ("k",)),
+    ("own exponents, shared E", IRREDUCIBLE, ("k", "alpha")),
+    ("own E, shared exponent", IRREDUCIBLE, ("E", "k")),
+    ("all separate", IRREDUCIBLE, ("E", "k", "alpha")),
+)
+"""Joint fits from the one with fewest parameters on: name, law, what each structure has of its own."""
+STEPS = {(0, 1): "", (1, 2): "none", (3, 4): "", (4, 5): "shared", (6, 7): "separate", (5, 7): ""}
+"""Which are tested against which, (smaller, larger), and the slope test that this is, if it is one."""
+MODEL_HEADER = ("model", "parameters", "sum of squares", "AICc", "note")
+STEP_HEADER = ("smaller model", "larger model", "F", "p (F)", "p (likelihood ratio)", "p (permutation)")
+SLOPE_HEADER = ("irreducible loss", "structure", "exponent", "E")
+RATIO_HEADER = ("structure", "against", "loss (nats/token)", "multiplier", "95 % interval")
+GAP_HEADER = ("structure", "against", "at", "loss difference", "95 % interval")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that `compare` says of a table."""
+
+    name: str
+    runs: Runs
+    comparison: Comparison
+    models: tuple[tuple[str, JointFit | None], ...]
+    steps: tuple[tuple[str, str, NestedTest | None], ...]
+    savings: tuple[Multipliers, ...]
+    baseline: str
+
+
+def compare_report(
+    runs: Runs,
+    name: str,
+    groups: Groups,
+    tokens: Groups | None,
+    design: str,
+    baseline: str | None,
+    irreducible: float | None,
+    permutations: int,
+) -> Report:
+    """Compare structures by nested fits, multipliers and gaps.
+
+    Args:
+        runs: the table.
+        name: what the report calls it.
+        groups: structure -> (training FLOPs, losses).
+        tokens: structure -> (tokens, losses), or None where the table has none.
+        design: in words, such as `4 sizes x 1 seed`.
+        baseline: structure to hold the others against; the first without.
+        irreducible: a known E in nats per token, or None.
+        permutations: samples of the permutation tests.
+
+    Raises:
+        AnalysisError: fewer than two structures with enough runs, or a baseline that is none of them.
+    """
+    enough = usable(groups)
+    if len(enough) < 2:
+        short = [f"{structure} {len(loss)} runs" for structure, (_, loss) in groups.items()]
+        raise AnalysisError(
+            f"{name}: {len(enough)} structure with 3 different budgets ({', '.join(short[:6])}): nothing to "
+            "compare; give a table of two structures or more, or --group COLUMN"
+        )
+    reference = baseline if baseline is not None else next(iter(enough))
+    if reference not in enough:
+        raise AnalysisError(f"--baseline {reference}: use one of {', '.join(enough)}")
+    comparison = compare_slopes(groups, design, irreducible, permutations)
+    done = {test.hypothesis: test.test for test in comparison.tests if isinstance(test, SlopeTest)}
+    models = tuple((title, _model(law, enough, free)) for title, law, free in LADDER)
+    steps = tuple(
+        (models[i][0], models[j][0], done.get(STEPS[i, j]) or _step(models[i][1], models[j][1], permutations))
+        for i, j in STEPS
+    )
+    savings = [multipliers(enough, law, "train_flops", reference) for law in (POWER, IRREDUCIBLE)]
+    if tokens is not None:
+        known = {structure: tokens[structure] for structure in enough}
+        savings += [multipliers(known, law, "tokens", reference) for law in (POWER, IRREDUCIBLE)]
+    return Report(name, runs, comparison, models, steps, tuple(savings), reference)
+
+
+def _model(law: SumLaw, groups: Groups, free: tuple[str, ...]) -> JointFit | None:
+    n = sum(len(loss) for _, loss in groups.values())
+    parameters = sum(len(groups) if name in free else 1 for name in law.parameters)
+    return joint(law, groups, free) if n >= parameters else None
+
+
+def _step(small: JointFit | None, large: JointFit | None, permutations: int) -> NestedTest | None:
+    return None if small is None or large is None else nested_test(small, large, permutations)
+
+
+def model_rows(report: Report) -> list[list[str]]:
+    """One row a joint fit; the lowest AICc is marked."""
+    scores = [fit.aicc for _, fit in report.models if fit is not None and fit.aicc is not None]
+    rows = []
+    for title, fit in report.models:
+        if fit is None:
+            rows.append([title, "-", "-", "-", "more parameters than runs"])
+            continue
+        best = fit.aicc is not None and fit.aicc == min(scores)
+        notes = ["lowest AICc"] if best else []
+        if fit.at_bound:
+            notes.append(f"{', '.join(fit.optimum.vanished)} at the bound 0")
+        score = "-" if fit.aicc is None else f"{fit.aicc:.1f}"
+        rows.append([title, str(fit.parameters), f"{fit.squares:.4g}", score, "; ".join(notes)])
+    return rows
+
+
+def step_rows(report: Report) -> list[list[str]]:
+    """One row a test between two of them."""
+    rows = []
+    for small, large, test in report.steps:
+        if test is None:
+            rows.append([small, large, "-", "-", "-", "-"])
+            continue
+        share = "-" if test.permutation_p is None else _p(test.permutation_p)
+        statistic = f"F({test.constraints}, {test.dof}) = {test.statistic:.2f}"
+        rows.append([small, large, statistic, _p(test.f_p), _p(test.likelihood_ratio_p), share])
+    return rows
+
+
+def _p(value: float) -> str:
+    return probability(value).removeprefix("= ")
+
+
+def slope_rows(tests: Sequence[SlopeTest | NoTest]) -> list[list[str]]:
+    """The exponents under each view of the irreducible loss."""
+    rows = []
+    for test in tests:
+        if isinstance(test, NoTest):
+            rows.append([test.hypothesis, f"no test: {test.reason}", "-", "-"])
+            continue
+        for i, (structure, value) in enumerate(test.exponents.items()):
+            floor = test.irreducible.get(structure, test.irreducible.get("", 0.0))
+            error = test.irreducible_se.get(structure, test.irreducible_se.get(""))
+            rows.append(
+                [
+                    test.hypothesis if i == 0 else "",
+                    structure,
+                    with_error(value, test.standard_errors[structure]),
+                    with_error(floor, error, 3),
+                ]
+            )
+    return rows
+
+
+def ratio_rows(found: Multipliers) -> list[list[str]]:
+    """Multipliers over the losses that both reach."""
+    return [[m.structure, m.baseline, f"{m.at:.4g}", *_value(m)] for m in found.ratios]
+
+
+def gap_rows(found: Multipliers) -> list[list[str]]:
+    """Loss differences where both have spent the same."""
+    return [[m.structure, m.baseline, quantity(m.at), *_value(m)] for m in found.gaps]
+
+
+def _value(found: Multiplier) -> list[str]:
+    error = (found.high - found.low) / 4
+    if not np.isfinite(error) or error <= 0:
+        return [number(found.value), "unbounded"]
+    return [number(found.value, error), interval(found.low, found.high, error)]
+
+
+def markdown(report: Report) -> str:
+    """The whole report."""
+    parts = [
+        f"# {report.name}: do the structures scale differently?",
+        f"**Verdict.** {report.comparison.verdict}",
+        f"Data: {report.runs.coverage()}.",
+        "## Exponents",
+        markdown_table(SLOPE_HEADER, slope_rows(report.comparison.tests)),
+        "## Nested fits",
+        markdown_table(MODEL_HEADER, model_rows(report)),
+        markdown_table(STEP_HEADER, step_rows(report)),
+        "Least squares on log loss. F is exact where there is no E; the likelihood-ratio p is too small with "
+        "few runs; permutations exchange the residuals of the smaller model.",
+    ]
+    for found in report.savings:
+        what = "compute" if found.variable == "train_flops" else "token"
+        unit = "FLOPs" if found.variable == "train_flops" else "tokens"
+        parts.append(f"## {what.capitalize()} multipliers under {found.law}")
+        if found.ratios:
+            parts.append(markdown_table(RATIO_HEADER, ratio_rows(found)))
+            parts.append(
+                f"How many times the {unit} of the structure {report.baseline} needs for the same loss; "
+                "above 1 the structure saves. Inside the losses that both reach."
+            )
+        if found.gaps:
+            parts.append(markdown_table(GAP_HEADER, gap_rows(found)))
+            parts.append(
+                f"Loss of the structure less that of {report.baseline} at equal {unit}, nats per token."
+            )
+        if found.note:
+            parts.append(f"{found.note[0].upper()}{found.note[1:]}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def to_json(report: Report) -> str:
+    """The whole report as JSON, float64 at full precision."""
+    body = {
+        "name": report.name,
+        "baseline": report.baseline,
+        **report.comparison.to_dict(),
+        "models": {title: None if fit is None else fit.to_dict() for title, fit in report.models},
+        "steps": [
+            {"smaller": small, "larger": large, "test": None if test is None else test.to_dict()}
+            for small, large, test in report.steps
+        ],
+        "multipliers": [found.to_dict() for found in report.savings],
+    }
+    return json.dumps(plain(body), indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,1 @@
+"""The optimiser of all laws: sums of power terms bound to a table, starts, and batched Newton."""

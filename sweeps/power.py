@@ -1,0 +1,59 @@
+"""What a planned sweep will be able to tell: its grid as a table, analysed by a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeps.identity import UNKNOWN
+from sweeps.overview import Overview
+from trainer.config import RunConfig
+from trainer.flops import describe
+from trainer.presets import run_labels
+
+
+def planned_row(config: RunConfig, name: str) -> dict[str, Any]:
+    """One planned run under the names that result.json has, and its configuration, which names its curve."""
+    counts = describe(config)
+    return {
+        "run_id": name,
+        **run_labels(config),
+        "seed": config.seed,
+        "params": counts["params_total"],
+        **{key: counts[key] for key in ("tokens", "unique_tokens", "train_flops")},
+        "guide_mode": config.guide.mode,
+        "guide_stochastic": config.guide.stochastic if config.guided_steps else None,
+        "config": config.canonical_json(),
+    }
+
+
+def write_grid(overview: Overview, path: Path) -> None:
+    """Write the runs of a sweep, done or not, as a CSV for `python -m analysis design`."""
+    rows = [
+        planned_row(config, run_id if run_id != UNKNOWN else f"planned-{n}")
+        for n, (config, run_id) in enumerate(zip(overview.configs, overview.ids, strict=True))
+    ]
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def show_power(overview: Overview, options: Sequence[str]) -> int:
+    """Print what the sweep will be able to tell; returns the exit code of the analysis.
+
+    Args:
+        overview: the sweep.
+        options: further words for `python -m analysis design`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{overview.sweep.name}.csv"
+        write_grid(overview, path)
+        sys.stdout.flush()
+        words = [sys.executable, "-m", "analysis", "design", str(path), *options]
+        return subprocess.run(words, check=False).returncode

@@ -6,11 +6,22 @@ import os
 import sys
 
 from analysis.commandline import Parser, run
-from analysis.commands import compare, design, dynamics, figures, fit, gaps, isoflop, reproduce
+from analysis.commands import (
+    compare,
+    coverage,
+    design,
+    diagnose,
+    dynamics,
+    figures,
+    fit,
+    gaps,
+    isoflop,
+    reproduce,
+)
 from analysis.errors import AnalysisError
 from trainer.errors import TrainerError
 
-COMMANDS = (fit, compare, figures, gaps, dynamics, reproduce, isoflop, design)
+COMMANDS = (fit, compare, diagnose, figures, gaps, dynamics, reproduce, isoflop, design, coverage)
 """Modules, each with `add(commands)`; the help lists them in this order."""
 
 

@@ -139,7 +139,7 @@ def cheapest(assumed: Assumed, grid: Grid, goal: Goal, limit: int) -> Additions 
     planned = float(np.sum(grid.data["train_flops"]))
     if now is not None and now <= goal.size * REACHED:
         return Additions(goal, now, now, True, (), 0.0, planned, limit, None)
-    search = _Search(assumed, part, goal, limit)
+    search = Search(assumed, part, goal, limit)
     picks, found = search.run(), before
     chosen = sorted((search.offers[i] for i in picks), key=lambda c: (able.index(c.group), c.order))
     if chosen:
@@ -164,7 +164,7 @@ def as_grid(chosen: Sequence[Candidate], like: Grid) -> Grid:
     return Grid(data, tuple(one.group for one in chosen))
 
 
-class _Search:
+class Search:
     """The greedy search on the information matrix of one fit of all structures."""
 
     def __init__(self, assumed: Assumed, grid: Grid, goal: Goal, limit: int) -> None:
@@ -230,6 +230,7 @@ class _Search:
         return detectable_difference(error, dof) if dof > 0 else math.inf
 
     def price(self, picks: Sequence[int]) -> float:
+        """Training FLOPs of these runs."""
         return float(self.prices[list(picks)].sum())
 
     def run(self) -> list[int]:

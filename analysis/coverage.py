@@ -179,8 +179,8 @@ def errors(study: Study, simulations: int, dice: np.random.Generator) -> Array:
 def optima(bound: Bound, log_loss: Array, delta: float | None) -> list[Optimum]:
     """The optima of many tables of one design, descended to together from that of the bound losses.
 
-    The steps are those of `engine.solve.solve` but for its map of starts; where a descent has not converged or
-    a term has vanished, `solve` itself decides.
+    The steps are those of `engine.solve.solve` but for its map of starts; where a descent has not converged
+    or a term has vanished, `solve` itself decides.
 
     Args:
         bound: law and design, with losses near to all others, such as those without noise.

@@ -223,7 +223,7 @@ def too_few(law: SumLaw, grid: Grid) -> str | None:
 
 
 def likeness(law: SumLaw, grid: Grid) -> float:
-    """Squared correlation of the logarithms of a law's two variables over the runs; 0 where it has but one."""
+    """Squared correlation of the logarithms of a law's two variables over the runs; 0 if it has but one."""
     if len(law.variables) < 2:
         return 0.0
     first, second = (np.log(grid.data[name]) for name in law.variables)

@@ -34,7 +34,7 @@ METHOD = (
 
 
 LATTICE = (
-    "Sizes and tokens are places of the grid's own log lattice, half-way and one step beyond it included: take "
+    "Sizes and tokens are those of the grid's log lattice, half-way and one step beyond it included: take "
     "the nearest that can be built, and beyond the grid only where the law is trusted to hold."
 )
 

@@ -44,7 +44,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     ),
     "SL016": ("flat or short curve", "sample at least four sizes over a wider range"),
     "SL017": ("approaches disagree", "report both; a parabola is biased on an asymmetric surface"),
-    "SL018": ("points of one run", "name the run with --cluster, so that whole runs are resampled"),
+    "SL018": ("points of one run", "resample whole runs (--cluster names their column), never single points"),
     "SL019": ("not a held-out loss", "fit the loss on held-out text, unsmoothed"),
     "SL020": ("too few points", "add sizes or seeds"),
     "SL021": (

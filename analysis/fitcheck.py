@@ -44,10 +44,11 @@ def fit_findings(
         floor: why its constant may as well be 0, or None.
         clusters: the run of each point, or None.
     """
-    # Without a break its exponent is open in any case.
-    design = break_findings(optimum, spread) or _design(optimum, spread, condition)
+    breaks, descent = break_findings(optimum, spread), _descent(optimum)
+    design = breaks or _design(optimum, spread, condition)
     unidentified = [*_vanished(optimum), *_floor(floor), *design]
-    several, descent = _minima(optimum), _descent(optimum)
+    # Without a break its parameters may be anything, which says nothing of the rest.
+    several = [] if any(one.code == "SL007" for one in breaks) else _minima(optimum)
     others = [
         *descent,
         *several,
@@ -186,8 +187,8 @@ def outliers(optimum: Optimum, spread: Spread | None) -> list[Finding]:
     without = descend(bound, optimum.phi[None], weights)
     rest = bound.log_value(without.phi[0]) - bound.log_loss
     noise = math.sqrt(2 * float(without.cost[0]) / spare)
-    # Among n clean points one lies further off with a probability of one in a thousand.
-    limit = float(stdtrit(spare, 1 - 0.5e-3 / bound.n)) * noise
+    # Among n clean points one lies further off with a probability of one in ten thousand.
+    limit = float(stdtrit(spare, 1 - 0.5e-4 / bound.n)) * noise
     far = far[np.abs(rest[far]) > limit]
     parts = _moved(optimum, spread, whole.phi[0], without.phi[0])
     if not far.size or not parts:

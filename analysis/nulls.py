@@ -205,10 +205,13 @@ def permutation_rejects(
     larger, first = np.zeros(len(tables), int), 0
     for last in ROUNDS:
         tick(f"permutations of {words}: {first} of {PERMUTATIONS}")
-        for i in np.flatnonzero(larger <= most):
-            samples = fitted[i] + (tables[i] - fitted[i])[order[first:last]]
-            drawn = sampled_statistics(null, full, samples)
-            larger[i] += int(np.sum(drawn >= statistic[i] * (1 - 1e-6)))
+        left = np.flatnonzero(larger <= most)
+        if not left.size:
+            break
+        samples = fitted[left, None] + (tables - fitted)[left][:, order[first:last]]
+        drawn = sampled_statistics(null, full, samples.reshape(-1, tables.shape[1]))
+        as_large = drawn.reshape(len(left), -1) >= statistic[left, None] * (1 - 1e-6)
+        larger[left] += np.sum(as_large, axis=1)
         first = last
     return np.asarray(larger <= most, np.float64)
 

@@ -41,7 +41,8 @@ DEFAULTS: dict[str, tuple[dict[str, float], str]] = {
 SEED_NOISE = 0.0014
 SEED_SOURCE = (
     "median sd of log loss between seeds over 16 replicated configurations of 2.8 and 4.2 billion parameters "
-    "(published/datablations_spread.csv; they range from .0003 to .01)"
+    "(published/datablations_spread.csv; they range from .0003 to .01); small networks scatter more: "
+    "measure yours with --noise-from"
 )
 CELL = ("structure", "size", "params", "tokens", "train_flops", "unique_tokens", "peak_lr")
 """Columns in which replicates agree."""

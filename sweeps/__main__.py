@@ -95,6 +95,9 @@ def plan(
     noise: Annotated[
         float | None, typer.Option("--noise", help="--power: sd of log loss between seeds.")
     ] = None,
+    noise_from: Annotated[
+        str | None, typer.Option("--noise-from", help="--power: sweep or CSV whose replicates measure that.")
+    ] = None,
     detect: Annotated[
         float | None, typer.Option("--detect", help="--power: runs to add for this difference of slopes.")
     ] = None,
@@ -107,7 +110,9 @@ def plan(
     from sweeps.session import write_record
     from sweeps.sweepfile import load_sweep
 
-    _check_power(power, noise, detect, as_json)
+    asked = {"--noise": noise, "--noise-from": noise_from, "--detect": detect}
+    options = [f"{name}={value}" for name, value in asked.items() if value is not None]
+    _check_power(power, options, as_json)
     file = load_sweep(sweep)
     execution = with_options(file.execution, slots, threads, device, file.source)
     overview = look(file, results)
@@ -127,9 +132,7 @@ def plan(
         from sweeps.power import show_power
 
         print()
-        given = {"--noise": noise, "--detect": detect}
-        options = [f"{name}={value!r}" for name, value in given.items() if value is not None]
-        raise typer.Exit(show_power(overview, options))
+        raise typer.Exit(show_power(overview, [*options, f"--results={results}"]))
 
 
 @app.command()
@@ -284,10 +287,9 @@ def _refuse_corrupt(lines: list[str]) -> None:
         raise SweepError(f"{lines[0]}{more}")
 
 
-def _check_power(power: bool, noise: float | None, detect: float | None, as_json: bool) -> None:
-    for option, value in (("--noise", noise), ("--detect", detect)):
-        if value is not None and not power:
-            raise SweepError(f"{option} {value:g}: needs --power")
+def _check_power(power: bool, options: list[str], as_json: bool) -> None:
+    if options and not power:
+        raise SweepError(f"{options[0]}: needs --power")
     if power and as_json:
         raise SweepError("--power: prints text; leave --json out, or see 'python -m analysis design --help'")
 

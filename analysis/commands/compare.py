@@ -18,8 +18,10 @@ from analysis.commands.options import (
 SUMMARY = "Test whether structures differ in their exponents, with and without an irreducible loss."
 DESCRIPTION = """
 Nested joint fits of loss over FLOPs (one curve, shared E and exponent, shared E, all separate), F,
-likelihood-ratio and permutation tests, AICc; compute and token multipliers over the losses that the structures
-share, and loss differences at equal compute. The verdict says in words what the runs can and cannot tell.
+likelihood-ratio and permutation tests, AICc; compute and token multipliers over the losses that the
+structures share, and loss differences at equal compute.
+
+The verdict says in words what the runs can and cannot tell.
 """
 
 

@@ -212,11 +212,12 @@ def bind_broken(
             f"break; fit each structure alone"
         )
     flat = bind(law, data, loss, groups)
-    x = np.unique(np.round(-flat.terms[:, 1, flat.place("c0")], 6))
+    x = -flat.terms[:, 1, flat.place("c0")]
     span = max(float(np.ptp(x)), 1e-6)
-    widths = (float(np.log(SHARP * span / max(1, x.size - 1))), float(np.log(span)))
+    steps = max(1, np.unique(np.round(x, 6)).size - 1)
+    widths = (float(np.log(SHARP * span / steps)), float(np.log(span)))
     # Outside of the points d and c1 would trade places without end.
-    return _with_break(flat, ((float(x[0]), float(x[-1])), widths), {})
+    return _with_break(flat, ((float(x.min()), float(x.max())), widths), {})
 
 
 def _with_break(flat: Bound, limits: Any, held: Mapping[str, float]) -> BrokenBound:

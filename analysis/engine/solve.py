@@ -163,10 +163,7 @@ def _distinct(found: Minima) -> Array:
 
 
 def _competing(bound: Bound, found: Minima) -> Array:
-    """Distinct optima within 5 % of the best cost, the best first, shape (m, p).
-
-    Two are the same where they predict the same: where a term has vanished, its parameters may be anything.
-    """
+    """Distinct optima within 5 % of the best cost, the best first, shape (m, p)."""
     order = np.argsort(found.cost)
     limit = COMPETING * float(found.cost[order[0]]) + bound.n * SLACK
     minima = [found.phi[order[0]]]
@@ -180,11 +177,17 @@ def _competing(bound: Bound, found: Minima) -> Array:
 
 
 def _differ(bound: Bound, phi: Array, other: Array) -> bool:
-    exponents = ~bound.enters_by_logarithm
-    apart = np.abs(phi - other)[exponents] > SAME * np.maximum(np.abs(phi), np.abs(other))[exponents]
-    gap = np.max(np.abs(bound.log_value(phi) - bound.log_value(other)))
-    scale = np.sqrt(np.mean((bound.log_value(phi) - bound.log_loss) ** 2))
-    return bool(apart.any() and gap > SAME * scale)
+    """Whether exponents of terms that count differ; those of vanished ones may be anything.
+
+    Optima that predict the same may differ: where N and D vary together, their terms can change places.
+    """
+    apart = np.abs(phi - other) > SAME * np.maximum(np.abs(phi), np.abs(other))
+    counts = np.zeros(phi.size, bool)
+    for at in (phi, other):
+        share = np.exp(bound.terms @ at + bound.offset - bound.log_loss[:, None])
+        seen = (bound.terms != 0) & (share > VANISHED)[:, :, None]
+        counts |= seen.any(axis=(0, 1))
+    return bool((apart & counts & ~bound.enters_by_logarithm).any())
 
 
 def vanished(bound: Bound, phi: Array) -> tuple[Column, ...]:
@@ -221,7 +224,8 @@ def starting_points(bound: Bound, weights: Array | None = None, count: int = STA
     """
     if isinstance(bound, BrokenBound):
         cells, points, cost = map_of_starts(bound, weights)
-        return points[_chosen(cells, cost, count)]
+        # Some of the lattice are among the lowest.
+        return points[_chosen(cells, cost, count + count // 4)]
     names = _exponents(bound)
     if not names:
         return np.array([np.log(_project(bound, np.zeros((1, 0)), weights)[0][0])])

@@ -1,0 +1,234 @@
+"""All simulated studies and tests, and their report: two Markdown tables, and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.coverage import NOISE, WITHOUT_RESAMPLES, Coverage, Study, cover, studies
+from analysis.digits import number
+from analysis.errors import AnalysisError
+from analysis.nulls import PERMUTATIONS, WIDE, Rejections, Setting, reject, settings
+from analysis.progress import Progress
+
+NULLS = 5
+"""Nulls for each simulation asked for."""
+CHECKED = 60
+"""One table in so many, at least one and at most six of a study, is fitted by the public functions too."""
+WANTED = (0.93, 0.97)
+"""Coverage of 95 % intervals that keep their word."""
+WANTED_REJECTIONS = (0.035, 0.065)
+"""Rejections by a test of the 5 % level that keeps its word."""
+QUANTITIES = (("E",), ("A", "k"), ("B",), ("alpha",), ("beta",), ("a",))
+COVERAGE_HEADER = (
+    *("law", "runs", "noise", "intervals", "tables"),
+    *("E", "A or k", "B", "alpha", "beta", "a = beta / (alpha + beta)"),
+)
+REJECTION_HEADER = (
+    *("structures", "FLOPs", "irreducible loss", "error of E"),
+    *("tables", "F", "likelihood ratio", "permutation"),
+)
+FLOORS = {"none": "none", "shared": "one, fitted", "separate": "one each, fitted"}
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """All that was simulated."""
+
+    simulations: int
+    seed: int
+    coverages: tuple[Coverage, ...]
+    rejections: tuple[Rejections, ...]
+
+
+def simulate(
+    simulations: int = 400,
+    seed: int = 0,
+    of: Sequence[Study] | None = None,
+    tests: Sequence[Setting] | None = None,
+) -> Simulated:
+    """Simulate studies and tests; the same arguments give the same numbers.
+
+    Args:
+        simulations: tables of each study with a bootstrap; studies without one, and tests, have five times
+            as many.
+        seed: of the noise.
+        of: studies; all by default.
+        tests: settings of the tests; all by default.
+
+    Raises:
+        AnalysisError: fewer than one simulation, or a seed below zero.
+    """
+    if simulations < 1:
+        raise AnalysisError(f"{simulations} simulations: at least 1 is needed")
+    if seed < 0:
+        raise AnalysisError(f"seed {seed}: must be 0 or above")
+    of, tests = studies() if of is None else of, settings() if tests is None else tests
+    checks = min(6, max(1, simulations // CHECKED))
+    coverages: list[Coverage] = []
+    rejections: list[Rejections] = []
+    with Progress("simulations", len(of) + len(tests)) as progress:
+
+        def tick(what: str) -> None:
+            progress.name = what
+            progress.update(len(coverages) + len(rejections))
+
+        for place, study in enumerate(of):
+            count = simulations * (1 if study.resampled else WITHOUT_RESAMPLES)
+            coverages.append(cover(study, count, (seed, 0, place), checks, tick))
+        for place, test in enumerate(tests):
+            count = simulations * NULLS
+            rejections.append(reject(test, count, simulations, (seed, 1, place), checks, tick))
+    return Simulated(simulations, seed, tuple(coverages), tuple(rejections))
+
+
+def keeps(value: float, wanted: tuple[float, float]) -> bool:
+    """Whether a share, to the digits that are shown, is as wanted."""
+    return wanted[0] <= round(value, 3) <= wanted[1]
+
+
+def markdown(found: Simulated) -> str:
+    """The whole report."""
+    lines = [
+        "# Do the intervals and tests keep their word?",
+        "",
+        "Tables simulated from known laws, by `python -m analysis coverage --simulations "
+        f"{found.simulations} --seed {found.seed}`. The noise is in log loss, of standard deviation "
+        f"{NOISE:.1%}. Bold: not as wanted.",
+        *["", "## Intervals of 95 %", ""],
+        "Shares of the intervals that hold the truth, in %; from "
+        f"{WANTED[0] * 100:.0f} to {WANTED[1] * 100:.0f} is wanted.",
+        "",
+        *_table(COVERAGE_HEADER, [coverage_row(c) for c in found.coverages], 4),
+        "",
+        coverage_sentence(found.coverages),
+        "",
+        _checked_intervals(found.coverages),
+        *["", "## Tests of equal exponents at the 5 % level", ""],
+        "Shares of tables, all made with equal exponents, on which equality is rejected, in %; from "
+        f"{WANTED_REJECTIONS[0] * 100:.1f} to {WANTED_REJECTIONS[1] * 100:.1f} is wanted of F, "
+        "on which verdicts rest.",
+        "",
+        *_table(REJECTION_HEADER, [rejection_row(r) for r in found.rejections], 3),
+        "",
+        rejection_sentence(found.rejections),
+        "",
+        _checked_tests(found.rejections),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    rule = ["---"] * words + ["--:"] * (len(header) - words)
+    return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
+
+
+def coverage_row(found: Coverage) -> tuple[str, ...]:
+    """A study under COVERAGE_HEADER."""
+    study = found.study
+    cells = []
+    for names in QUANTITIES:
+        mine = [name for name in names if name in found.below]
+        cells.append(_share(found.share(mine[0]), WANTED) if mine else "")
+    return (study.law, study.words, study.noise, found.method, str(found.simulations), *cells)
+
+
+def rejection_row(found: Rejections) -> tuple[str, ...]:
+    """A setting under REJECTION_HEADER."""
+    setting = found.setting
+    low, high = setting.flops
+    permuted = f"{found.by_permutation / found.permuted * 100:.1f}" if found.permuted else ""
+    return (
+        setting.words,
+        f"{low:.0e} to {high:.0e}",
+        FLOORS[setting.hypothesis],
+        number(found.floor_error, None, 2) if found.floor_error is not None else "",
+        str(found.nulls),
+        _share(found.by_f / found.nulls, WANTED_REJECTIONS),
+        f"{found.by_likelihood / found.nulls * 100:.1f}",
+        permuted,
+    )
+
+
+def _share(value: float, wanted: tuple[float, float]) -> str:
+    if not math.isfinite(value):
+        return "none"
+    text = f"{value * 100:.1f}"
+    return text if keeps(value, wanted) else f"**{text}**"
+
+
+def coverage_sentence(found: Sequence[Coverage]) -> str:
+    """How many intervals are as wanted, and what of the others."""
+    meant = [c for c in found if not c.study.note]
+    shares = [c.share(name) for c in meant for name in c.below]
+    good = sum(keeps(share, WANTED) for share in shares)
+    text = f"{good} of {len(shares)} are as wanted"
+    if noted := {c.study.note: c.study.words for c in found if c.study.note}:
+        text += f", besides those of {_reasons(noted)}"
+    without = sum(c.without for c in found)
+    gave = f"{without} tables gave no interval" if without else "Every table gave intervals"
+    lows = sorted({c.simulations for c in found})
+    errors = ", ".join(f"{100 * math.sqrt(0.95 * 0.05 / n):.1f} with {n} tables" for n in lows)
+    return f"{text}. {gave}. Of a share of 95 % the standard error is {errors}."
+
+
+def rejection_sentence(found: Sequence[Rejections]) -> str:
+    """How many tests are as wanted, and what of the others."""
+    good = sum(keeps(r.by_f / r.nulls, WANTED_REJECTIONS) for r in found)
+    text = f"F is as wanted in {good} of {len(found)} settings"
+    off = [r for r in found if not keeps(r.by_f / r.nulls, WANTED_REJECTIONS)]
+    if noted := {r.setting.note: FLOORS[r.setting.hypothesis] for r in off if r.setting.note}:
+        text += f"; the irreducible loss being {_reasons(noted)}"
+    wide = [r.by_likelihood / r.nulls for r in found if r.setting.flops == WIDE]
+    if wide:
+        text += (
+            ". The likelihood ratio, which takes no account of how uncertain the noise is, rejects up to "
+            f"{max(wide) * 100:.0f} %: no verdict rests on it"
+        )
+    return f"{text}."
+
+
+def _reasons(noted: dict[str, str]) -> str:
+    return "; of ".join(f"{words}: {note}" for note, words in noted.items())
+
+
+def _ceiling(gap: float) -> str:
+    """The power of ten above a difference, so that rounding errors of machines do not show."""
+    return f"{10.0 ** math.ceil(math.log10(max(gap, 1e-6))):.0e}" if math.isfinite(gap) else "infinity"
+
+
+def _checked_intervals(found: Sequence[Coverage]) -> str:
+    checked, gap = sum(c.checked for c in found), max((c.gap for c in found), default=0.0)
+    return (
+        "All tables of a study are descended to together, from the optimum without noise, and then have the "
+        f"errors of any fit; on {checked} of them `fit_law` and `allocation`, with default settings, gave "
+        f"the same intervals within {_ceiling(gap)} of their widths. The resampling has another seed for "
+        "each table."
+    )
+
+
+def _checked_tests(found: Sequence[Rejections]) -> str:
+    checked, gap = sum(r.checked for r in found), max((r.gap for r in found), default=0.0)
+    text = (
+        "F is from `nested.sampled_statistics`, for all tables of a setting together; on "
+        f"{checked} of them `compare.slope_test` gave the same F within {_ceiling(gap)} of it"
+    )
+    if permuted := sum(r.permuted for r in found):
+        wrong = sum(r.disagreed for r in found)
+        decided = "the same decision" if not wrong else f"another decision on {wrong}"
+        text += f", and by permutation {decided}. The permutation test of {PERMUTATIONS} permutations was "
+        text += f"made on {permuted} tables in all"
+    return f"{text}. `error of E` is what noise and design imply for the first structure, in nats per token."
+
+
+def to_json(found: Simulated) -> str:
+    """All counts."""
+    body = {
+        "simulations": found.simulations,
+        "seed": found.seed,
+        "coverage": [c.to_dict() for c in found.coverages],
+        "rejections": [r.to_dict() for r in found.rejections],
+    }
+    return json.dumps(body, indent=1) + "\n"

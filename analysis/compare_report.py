@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,8 @@ LADDER: tuple[tuple[str, SumLaw, tuple[str, ...]], ...] = (
 """Joint fits from the one with fewest parameters on: name, law, what each structure has of its own."""
 STEPS = {(0, 1): "", (1, 2): "none", (3, 4): "", (4, 5): "shared", (6, 7): "separate", (5, 7): ""}
 """Which are tested against which, (smaller, larger), and the slope test that this is, if it is one."""
+PARTS = 1 + len(STEPS)
+"""Of the work, for its progress."""
 MODEL_HEADER = ("model", "parameters", "sum of squares", "AICc", "note")
 STEP_HEADER = ("smaller model", "larger model", "F", "p (F)", "p (likelihood ratio)", "p (permutation)")
 SLOPE_HEADER = ("irreducible loss", "structure", "exponent", "E")
@@ -60,6 +62,7 @@ def compare_report(
     baseline: str | None,
     irreducible: float | None,
     permutations: int,
+    watch: Callable[[int], None] = lambda done: None,
 ) -> Report:
     """Compare structures by nested fits, multipliers and gaps.
 
@@ -72,6 +75,7 @@ def compare_report(
         baseline: structure to hold the others against; the first without.
         irreducible: a known E in nats per token, or None.
         permutations: samples of the permutation tests.
+        watch: told how many of `PARTS` are done.
 
     Raises:
         AnalysisError: fewer than two structures with enough runs, or a baseline that is none of them.
@@ -89,15 +93,17 @@ def compare_report(
     comparison = compare_slopes(groups, design, irreducible, permutations)
     done = {test.hypothesis: test.test for test in comparison.tests if isinstance(test, SlopeTest)}
     models = tuple((title, _model(law, enough, free)) for title, law, free in LADDER)
-    steps = tuple(
-        (models[i][0], models[j][0], done.get(STEPS[i, j]) or _step(models[i][1], models[j][1], permutations))
-        for i, j in STEPS
-    )
+    watch(1)
+    steps = []
+    for (i, j), name_of_test in STEPS.items():
+        (small, null), (large, full) = models[i], models[j]
+        steps.append((small, large, done.get(name_of_test) or _step(null, full, permutations)))
+        watch(1 + len(steps))
     savings = [multipliers(enough, law, "train_flops", reference) for law in (POWER, IRREDUCIBLE)]
     if tokens is not None:
         known = {structure: tokens[structure] for structure in enough}
         savings += [multipliers(known, law, "tokens", reference) for law in (POWER, IRREDUCIBLE)]
-    return Report(name, runs, comparison, models, steps, tuple(savings), reference)
+    return Report(name, runs, comparison, models, tuple(steps), tuple(savings), reference)
 
 
 def _model(law: SumLaw, groups: Groups, free: tuple[str, ...]) -> JointFit | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from analysis.coverage import NOISE, WITHOUT_RESAMPLES, Coverage, Study, cover, studies
 from analysis.digits import number
 from analysis.errors import AnalysisError
-from analysis.nulls import PERMUTATIONS, WIDE, Rejections, Setting, reject, settings
+from analysis.nulls import PERMUTATIONS, Rejections, Setting, reject, settings
 from analysis.progress import Progress
 
 NULLS = 5
@@ -161,37 +161,44 @@ def _share(value: float, wanted: tuple[float, float]) -> str:
 
 def coverage_sentence(found: Sequence[Coverage]) -> str:
     """How many intervals are as wanted, and what of the others."""
-    meant = [c for c in found if not c.study.note]
-    shares = [c.share(name) for c in meant for name in c.below]
-    good = sum(keeps(share, WANTED) for share in shares)
-    text = f"{good} of {len(shares)} are as wanted"
-    if noted := {c.study.note: c.study.words for c in found if c.study.note}:
-        text += f", besides those of {_reasons(noted)}"
-    without = sum(c.without for c in found)
-    gave = f"{without} tables gave no interval" if without else "Every table gave intervals"
-    lows = sorted({c.simulations for c in found})
-    errors = ", ".join(f"{100 * math.sqrt(0.95 * 0.05 / n):.1f} with {n} tables" for n in lows)
-    return f"{text}. {gave}. Of a share of 95 % the standard error is {errors}."
+    shares = [(c, c.share(name)) for c in found for name in c.below]
+    off = [(c.study.words, c.study.note) for c, share in shares if not keeps(share, WANTED)]
+    text = f"{len(shares) - len(off)} of {len(shares)} are as wanted{_others(off)}."
+    if without := sum(c.without for c in found):
+        text += f" {without} tables gave no interval, and are left out."
+    counts = sorted({c.simulations for c in found})
+    errors = ", ".join(f"{100 * math.sqrt(0.95 * 0.05 / n):.1f} with {n} tables" for n in counts)
+    return f"{text} Of a share of 95 % the standard error is {errors}."
 
 
 def rejection_sentence(found: Sequence[Rejections]) -> str:
     """How many tests are as wanted, and what of the others."""
-    good = sum(keeps(r.by_f / r.nulls, WANTED_REJECTIONS) for r in found)
-    text = f"F is as wanted in {good} of {len(found)} settings"
-    off = [r for r in found if not keeps(r.by_f / r.nulls, WANTED_REJECTIONS)]
-    if noted := {r.setting.note: FLOORS[r.setting.hypothesis] for r in off if r.setting.note}:
-        text += f"; the irreducible loss being {_reasons(noted)}"
-    wide = [r.by_likelihood / r.nulls for r in found if r.setting.flops == WIDE]
-    if wide:
+    off = [
+        (f"{r.setting.words}, irreducible loss {FLOORS[r.setting.hypothesis]}", r.setting.note)
+        for r in found
+        if not keeps(r.by_f / r.nulls, WANTED_REJECTIONS)
+    ]
+    text = f"F is as wanted in {len(found) - len(off)} of {len(found)} settings{_others(off)}."
+    if found:
+        highest = max(r.by_likelihood / r.nulls for r in found)
         text += (
-            ". The likelihood ratio, which takes no account of how uncertain the noise is, rejects up to "
-            f"{max(wide) * 100:.0f} %: no verdict rests on it"
+            " The likelihood ratio, which takes no account of how uncertain the noise is, rejects up to "
+            f"{highest * 100:.0f} %: no verdict rests on it."
         )
-    return f"{text}."
+    return text
 
 
-def _reasons(noted: dict[str, str]) -> str:
-    return "; of ".join(f"{words}: {note}" for note, words in noted.items())
+def _others(off: Sequence[tuple[str, str]]) -> str:
+    """Those that are not as wanted, in words, each reason once."""
+    if not off:
+        return ""
+    by_note: dict[str, list[str]] = {}
+    for words, note in off:
+        known = by_note.setdefault(note, [])
+        if words not in known:
+            known.append(words)
+    parts = [f"{'; '.join(words)}{f' ({note})' if note else ''}" for note, words in by_note.items()]
+    return f", and not: {'; '.join(parts)}"
 
 
 def _ceiling(gap: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,7 @@ def diagnose(
     settings: Settings | None = None,
     clusters: Sequence[str] | None = None,
     claim: Claim | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> list[Diagnosis]:
     """Look for every pitfall of the catalogue, structure by structure.
 
@@ -78,6 +79,7 @@ def diagnose(
         settings: how.
         clusters: the run of each point, where several are of one run.
         claim: a published fit to hold against the data.
+        watch: told the number of structures done so far.
 
     Raises:
         AnalysisError: no runs, a column that the law needs is missing, or a claim of another law.
@@ -103,6 +105,8 @@ def diagnose(
         refused = fit.reason if isinstance(fit, Refusal) else None
         unique = tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.code))
         out.append(Diagnosis(structure, int(mine.sum()), law.name, refused, unique))
+        if watch is not None:
+            watch(len(out))
     return out
 
 

@@ -18,7 +18,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "design does not identify the law",
         "vary size and tokens independently, or fit a law in FLOPs",
     ),
-    "SL007": ("vanishing term", "the constant is not identified: give no number for it; add larger runs"),
+    "SL007": ("vanishing term", "what vanishes is not identified: give no number for it; extend the runs"),
     "SL008": ("influential outliers", "look at those runs; report the fit with and without them"),
     "SL009": (
         "learning rate not decayed",

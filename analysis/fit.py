@@ -19,7 +19,7 @@ from analysis.fitcheck import fit_findings
 from analysis.ftest import NO_NOISE as NO_NOISE
 from analysis.ftest import floor_test
 from analysis.laws import SUM_LAWS
-from analysis.uncertainty import RESAMPLES, Spread, condition_number, spread_of
+from analysis.uncertainty import RESAMPLES, Spread, condition_number, profile_interval, spread_of
 
 LAWS: dict[str, SumLaw] = {**SUM_LAWS, BROKEN.name: BROKEN}
 """All that can be fitted, by name."""
@@ -34,7 +34,7 @@ class Settings:
     """How to fit.
 
     huber_delta: in log loss; None for 1.345 standard deviations of the noise, inf for least squares.
-    interval: `delta`, `bootstrap`, or `auto` for the bootstrap from 30 points on.
+    interval: `delta`, `profile`, `bootstrap`, or `auto` for the bootstrap from 30 points on.
     resamples: bootstrap refits.
     seed: of the resampling.
     """
@@ -45,6 +45,7 @@ class Settings:
     seed: int = 0
 
 
+PROFILE = "profile likelihood, t; coefficients by the delta method"
 LEAST_SQUARES = Settings(huber_delta=math.inf, interval="delta")
 
 
@@ -266,6 +267,9 @@ def _finish(
     params.update(optimum.fixed)
     certificate = _certificate(optimum, columns)
     errors, intervals = _errors(optimum, spread)
+    method = spread.method if spread is not None else None
+    if settings.interval == "profile" and spread is not None and intervals is not None:
+        intervals, method = _profiled(optimum, spread, intervals), PROFILE
     findings, identified = fit_findings(optimum, spread, certificate.condition, floor_test(optimum), clusters)
     least_squares = not math.isfinite(optimum.delta)
     return Fit(
@@ -276,7 +280,7 @@ def _finish(
         params=params,
         standard_errors=errors,
         intervals=intervals,
-        interval_method=spread.method if spread is not None else None,
+        interval_method=method,
         objective=optimum.cost,
         huber_delta=None if least_squares else optimum.delta,
         dof=n - p,
@@ -337,6 +341,22 @@ def _errors(
             low, high = _exp(low), _exp(high)
         errors[column.label], intervals[column.label] = error, (low, high)
     return errors, intervals
+
+
+def _profiled(
+    optimum: Optimum, spread: Spread, intervals: dict[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """The intervals, those of exponents and constants by profile; a coefficient at 1 FLOP is no phi."""
+    bound = optimum.bound
+    constants = {term.coefficient for term in bound.law.terms if not term.powers}
+    out = dict(intervals)
+    for place, column in enumerate(bound.columns):
+        if column.name in bound.law.exponents:
+            out[column.label] = profile_interval(optimum, spread, place)
+        elif column.name in constants:
+            low, high = profile_interval(optimum, spread, place)
+            out[column.label] = (_exp(low), _exp(high))
+    return out
 
 
 def _exp(value: float) -> float:

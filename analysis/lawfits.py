@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,7 @@ def fit_table(
     share: Sequence[str] | None = None,
     settings: Settings | None = None,
     clusters: Sequence[str] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> LawFits:
     """Fit a law to a table.
 
@@ -91,6 +92,7 @@ def fit_table(
         share: parameters that all structures have in common, in one joint fit; None for separate fits.
         settings: how to fit.
         clusters: the run of each point.
+        watch: told the number of structures done so far.
 
     Raises:
         AnalysisError: no runs, a missing column, several structures without a grouping, or no fit at all.
@@ -120,6 +122,8 @@ def fit_table(
         fit = fit_law(law, part, loss[mine], group, settings=settings, clusters=runs_of)
         fits.append(fit)
         optima.append(_allocation(fit, part, runs, mine))
+        if watch is not None:
+            watch(len(fits))
     return LawFits(name, law, runs, tuple(_checked(fits, name)), tuple(optima), grouped)
 
 

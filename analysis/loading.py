@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.reading import ENDINGS, NEEDED, keep_rows, parse_map, read_csv, read_table
-from analysis.table import Runs, runs_table
+from analysis.reading import ENDINGS, NEEDED, parse_map, read_csv, read_table
+from analysis.table import Runs, rows_meeting, runs_table
 from analysis.terminal import YELLOW, coloured
 
 RUN_COLUMNS = ("run", "run_name")
@@ -37,23 +37,29 @@ def load(
         maps: the --map options.
         needed: columns that a file must have.
         group: column whose values tell the curves apart, in place of `structure`.
-        condition: which rows to keep, as in `reading.keep_rows`.
+        condition: which rows to keep, as in `table.rows_meeting`.
 
     Raises:
         AnalysisError: nothing of this name, or a table that cannot stand.
     """
-    name, runs = _find(table, results, maps, needed, group)
-    if group is not None and not is_file(table):
-        runs = _by(runs, group)
+    name, runs = _find(table, results, maps, needed, group, condition)
+    if not is_file(table):
+        runs = _by(runs, group) if group is not None else runs
+        if condition is not None:
+            met = rows_meeting(runs.table, condition)
+            runs = replace(runs, table=runs.table[met].reset_index(drop=True))
     if condition is not None:
-        before = len(runs.table)
-        runs = keep_rows(runs, condition)
-        note(f"{name}: {len(runs.table)} of {before} runs meet --filter")
+        note(f"{name}: {len(runs.table)} runs meet --filter")
     return name, runs
 
 
 def _find(
-    table: str, results: Path, maps: list[str] | None, needed: Sequence[str], group: str | None
+    table: str,
+    results: Path,
+    maps: list[str] | None,
+    needed: Sequence[str],
+    group: str | None,
+    condition: str | None,
 ) -> tuple[str, Runs]:
     mapping = parse_map(maps or [])
     path = Path(table)
@@ -61,7 +67,7 @@ def _find(
         name = re.sub(r"[^\w.-]+", "-", path.stem.removesuffix("_runs")).strip("-.") or "table"
         if group is not None and group != "structure" and mapping.get(group) != "structure":
             mapping = {k: v for k, v in mapping.items() if v != "structure"} | {group: "structure"}
-        runs, words = read_table(path, mapping, needed)
+        runs, words = read_table(path, mapping, needed, condition)
         if words is not None:
             note(words)
         return name, runs

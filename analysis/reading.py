@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,10 @@ Lines = list[tuple[int, list[str]]]
 
 
 def read_table(
-    path: Path, mapping: Mapping[str, str] | None = None, needed: Sequence[str] = NEEDED
+    path: Path,
+    mapping: Mapping[str, str] | None = None,
+    needed: Sequence[str] = NEEDED,
+    condition: str | None = None,
 ) -> tuple[Runs, str | None]:
     """Read a CSV, JSONL or parquet file of runs.
 
@@ -41,6 +43,7 @@ def read_table(
         path: the file; its ending says what it is.
         mapping: foreign column name -> our name.
         needed: columns that must be there.
+        condition: which rows to keep, as in `table.rows_meeting`.
 
     Returns the runs, and which columns were taken for which of ours, in words, if any were.
 
@@ -50,7 +53,7 @@ def read_table(
     ending = path.suffix.lower()
     lines = _csv_lines(path) if ending not in RECORDS else _record_lines(path)
     guessed = guess(lines[0][1], mapping or {})
-    runs = _runs(path, lines, {**(mapping or {}), **guessed}, needed)
+    runs = _runs(path, lines, {**(mapping or {}), **guessed}, needed, condition)
     words = ", ".join(f"{theirs} as {ours}" for theirs, ours in guessed.items())
     return runs, f"{path.name}: read {words}" if words else None
 
@@ -90,7 +93,13 @@ def read_csv(path: Path, mapping: Mapping[str, str] | None = None, needed: Seque
     return _runs(path, _csv_lines(path), mapping or {}, needed)
 
 
-def _runs(path: Path, lines: Lines, mapping: Mapping[str, str], needed: Sequence[str]) -> Runs:
+def _runs(
+    path: Path,
+    lines: Lines,
+    mapping: Mapping[str, str],
+    needed: Sequence[str],
+    condition: str | None = None,
+) -> Runs:
     header = _renamed(lines[0][1], mapping, path)
     if header and all(_is_number(name) for name in header):
         raise AnalysisError(
@@ -114,7 +123,7 @@ def _runs(path: Path, lines: Lines, mapping: Mapping[str, str], needed: Sequence
             f"{path}: no column {', '.join(missing)} among {', '.join(header)}; "
             f"rename with --map THEIRS={missing[0]}"
         )
-    return from_rows(rows, labels, str(path))
+    return from_rows(rows, labels, str(path), condition)
 
 
 def _csv_lines(path: Path) -> Lines:
@@ -199,35 +208,14 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def keep_rows(runs: Runs, condition: str) -> Runs:
-    """Only the rows that meet a condition over columns, such as `val_loss < 5 and params > 1e6`.
-
-    Raises:
-        AnalysisError: it cannot be evaluated, is no condition, or no row meets it.
-    """
-    frame = runs.table.copy()
-    for name in frame.columns:
-        numbers = pd.to_numeric(frame[name], errors="coerce")
-        if not numbers.isna().all():
-            frame[name] = numbers if numbers.notna().all() else frame[name]
-    try:
-        met = frame.eval(condition, engine="python", local_dict={}, global_dict={})
-    except Exception as error:  # pandas raises whatever the expression raises
-        columns = ", ".join(str(name) for name in frame.columns)
-        raise AnalysisError(f"--filter {condition!r}: {error}; write a condition over {columns}") from None
-    if not isinstance(met, pd.Series) or met.dtype != bool:
-        raise AnalysisError(f"--filter {condition!r}: is no condition; write for example 'val_loss < 5'")
-    if not met.any():
-        raise AnalysisError(f"--filter {condition!r}: none of {len(met)} runs meets it; relax it")
-    return replace(runs, table=runs.table[met].reset_index(drop=True))
-
-
 def _renamed(header: Sequence[str], mapping: Mapping[str, str], path: Path) -> list[str]:
     names = [name.strip() for name in header]
-    for theirs in mapping:
+    for theirs, ours in mapping.items():
         if theirs not in names:
+            option = "--map or --group" if ours == "structure" else "--map"
             raise AnalysisError(
-                f"{path}: --map names column '{theirs}', which is not among {', '.join(names)}; mend the name"
+                f"{path}: {option} names column '{theirs}', which is not among {', '.join(names)}; "
+                "mend the name"
             )
     replaced = set(mapping.values())
     # A column that already bears the name asked for another one gives way, and is kept beside it.

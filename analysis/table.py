@@ -159,17 +159,22 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
+        if not math.isfinite(value):
+            return repr(value)
         return f"{value:.0f}" if value == round(value) and abs(value) < 2**53 else repr(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def from_rows(rows: Sequence[Cells], labels: Sequence[str], source: str) -> Runs:
+def from_rows(
+    rows: Sequence[Cells], labels: Sequence[str], source: str, condition: str | None = None
+) -> Runs:
     """Type and check rows of text cells (column -> text), one a run, and put them in order.
 
     Args:
         rows: the cells; a row whose `state` is not `done` is counted and not read.
         labels: what error messages call each row.
         source: what error messages call the table.
+        condition: which finished runs to keep, as in `rows_meeting`.
 
     Raises:
         AnalysisError: a value that cannot stand, or a run that appears twice.
@@ -183,10 +188,39 @@ def from_rows(rows: Sequence[Cells], labels: Sequence[str], source: str) -> Runs
     lost = tuple(row for row in rows if row.get("state") == "diverged" and row.get("structure"))
     columns = _columns([rows[i] for i in done])
     typed = [_typed_row(rows[i], columns, f"{source}: {labels[i]}") for i in done]
+    if condition is not None:
+        met = rows_meeting(pd.DataFrame(typed, columns=columns), condition)
+        typed, done = (
+            [row for row, yes in zip(typed, met, strict=True) if yes],
+            [i for i, yes in zip(done, met, strict=True) if yes],
+        )
     _refuse_repeats(typed, [labels[i] for i in done], source)
     typed.sort(key=_row_order)
     table = pd.DataFrame(typed, columns=columns)
     return Runs(table, **{state: tuple(ids) for state, ids in absent.items()}, lost=lost)
+
+
+def rows_meeting(table: pd.DataFrame, condition: str) -> list[bool]:
+    """Which rows meet a condition over the columns, such as `val_loss < 5 and params > 1e6`.
+
+    Raises:
+        AnalysisError: it cannot be evaluated, is no condition, or no row meets it.
+    """
+    frame = table.copy()
+    for name in frame.columns:
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        if bool(numbers.notna().all()):
+            frame[name] = numbers
+    try:
+        met = frame.eval(condition, engine="python", local_dict={}, global_dict={})
+    except Exception as error:  # pandas raises whatever the expression raises
+        known = ", ".join(str(name) for name in frame.columns)
+        raise AnalysisError(f"--filter {condition!r}: {error}; write a condition over {known}") from None
+    if not isinstance(met, pd.Series) or met.dtype != bool:
+        raise AnalysisError(f"--filter {condition!r}: is no condition; write for example 'val_loss < 5'")
+    if not met.any():
+        raise AnalysisError(f"--filter {condition!r}: none of {len(met)} runs meets it; relax it")
+    return [bool(yes) for yes in met]
 
 
 def _columns(rows: Sequence[Cells]) -> list[str]:
@@ -207,7 +241,7 @@ def _typed_row(cells: Cells, columns: Sequence[str], place: str) -> dict[str, An
         elif name in POSITIVE:
             row[name] = math.nan if text is None else _positive(text, f"{place}: {name}")
         elif name == "seed":
-            row[name] = 0 if text is None else _seed(text, place)
+            row[name] = _seed(text, place) if text else 0
         elif name in OPTIONAL_NUMBERS or name.startswith("flops_"):
             row[name] = _number(text, f"{place}: {name}") if text else math.nan
         else:

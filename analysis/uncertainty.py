@@ -139,7 +139,8 @@ def spread_of(
 
     Args:
         optimum: the fit.
-        method: `delta`, `bootstrap`, or `auto`: the bootstrap from 30 points on.
+        method: `delta` (or `profile`, which starts from it), `bootstrap`, or `auto`: the bootstrap from 30
+            points on.
         clusters: the run of each point, where several points come from one; whole runs are resampled then.
         resamples: bootstrap refits.
         seed: of the resampling.
@@ -154,7 +155,7 @@ def spread_of(
     clustered = runs < bound.n
     if clustered and runs < max(LEAST_CLUSTERS, phi.size + 1):
         return None
-    if not clustered and (method == "delta" or (method == "auto" and bound.n < FEW)):
+    if not clustered and (method in ("delta", "profile") or (method == "auto" and bound.n < FEW)):
         return Spread(matrix, dof, noise, None, "delta method, t")
     weights = resampling_weights(bound.n, resamples, seed, clusters if clustered else None)
     draws, failed = refits(optimum, weights)

@@ -17,9 +17,13 @@ from analysis.compare import (
     SlopeTest,
     compare_slopes,
     detectable_difference,
+    joint,
     slope_test,
 )
+from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
+from analysis.laws import IRREDUCIBLE, POWER
+from analysis.nested import JointFit, nested_test, sampled_statistics
 from analysis.reading import parse_map, read_csv
 from analysis.table import Runs, structures_of
 
@@ -132,20 +136,54 @@ def test_answer_that_hangs_on_the_floor_is_said_to_be_open() -> None:
     assert "The answer depends on the irreducible loss" in comparison.verdict
 
 
+def fits(groups: Groups, law: SumLaw, own: tuple[str, ...] = ()) -> tuple[JointFit, JointFit]:
+    return joint(law, groups, (*own, "k")), joint(law, groups, (*own, "k", "alpha"))
+
+
+def drawn(groups: Groups, noise: float, count: int) -> np.ndarray:
+    clean = np.concatenate([np.log(loss) for _, loss in groups.values()])
+    return clean + noise * np.random.default_rng(0).standard_normal((count, clean.size))
+
+
 def test_type_one_error_is_near_its_level() -> None:
-    rejections = sum(verified(curves([0.1] * 3, 0.0, 0.004, seed), 0.0).rejected for seed in range(400))
-    # 5 % of 400 is 20; outside [8, 34] lies under 0.5 % of the binomial distribution.
-    assert 8 <= rejections <= 34
+    groups = curves([0.1] * 3, 0.0, 0.0)
+    null, full = fits(groups, POWER)
+    statistics = sampled_statistics(null, full, drawn(groups, 0.004, 2000))
+    # 100 of 2,000; outside [70, 130] lies under 0.3 % of the binomial distribution.
+    assert 70 <= int(np.sum(stats.f.sf(statistics, 2, full.dof) < 0.05)) <= 130
+
+
+def test_a_batch_of_samples_has_the_statistics_of_the_tests_one_by_one() -> None:
+    groups = curves([0.15] * 3, 1.2, 0.003)
+    for law, hypothesis in ((POWER, "none"), (IRREDUCIBLE, "shared")):
+        null, full = fits(groups, law)
+        samples = drawn(groups, 0.003, 6)
+        batch = sampled_statistics(null, full, samples)
+        for sample, statistic in zip(samples, batch, strict=True):
+            losses = np.split(np.exp(sample), len(groups))
+            one = slope_test(
+                {n: (c, y) for (n, (c, _)), y in zip(groups.items(), losses, strict=True)}, hypothesis
+            )
+            assert isinstance(one, SlopeTest) and one.statistic == pytest.approx(
+                statistic, rel=1e-3, abs=1e-4
+            )
+
+
+def test_permutations_agree_with_the_f_test_where_it_is_exact() -> None:
+    test = nested_test(*fits(curves([0.10, 0.105, 0.11], 0.0, 0.004, seed=2), POWER), permutations=1999)
+    assert test is not None and test.permutation_p == pytest.approx(test.f_p, abs=0.05)
+    assert test.likelihood_ratio_p < test.f_p
 
 
 def test_detectable_difference_is_found_four_times_in_five() -> None:
-    noise, trials, found = 0.004, 400, 0
+    noise, trials = 0.004, 2000
     base = curves([0.1, 0.1], 0.0, 0.0)
     sxx = sum(1 / float(((x - x.mean()) ** 2).sum()) for x in (np.log(f) for f, _ in base.values()))
     gap = detectable_difference(noise * sxx**0.5, 6)
-    for seed in range(trials):
-        found += verified(curves([0.1, 0.1 + gap], 0.0, noise, seed), 0.0).rejected
-    assert 0.73 <= found / trials <= 0.87
+    groups = curves([0.1, 0.1 + gap], 0.0, 0.0)
+    null, full = fits(curves([0.1, 0.1 + gap], 0.0, 1e-4), POWER)
+    statistics = sampled_statistics(null, full, drawn(groups, noise, trials))
+    assert 0.77 <= np.mean(stats.f.sf(statistics, 1, 6) < 0.05) <= 0.83
     assert detectable_difference(1.0, 10**6) == pytest.approx(1.96 + 0.8416, abs=0.001)
     assert detectable_difference(1.0, 6) == pytest.approx(nct_shift(6), rel=1e-4)
     # With one degree of freedom the noise is |Z|, and its 80 % quantile decides.

@@ -63,9 +63,10 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from analysis.analyse import design_words, known_floor, points
-    from analysis.compare_report import compare_report, markdown, to_json
+    from analysis.compare_report import PARTS, compare_report, markdown, to_json
     from analysis.errors import AnalysisError
     from analysis.loading import load, with_flops
+    from analysis.progress import Progress
     from analysis.table import structures_of, use_flops
 
     name, runs = load(args.table, args.results, args.maps, ("val_loss",), args.group, args.condition)
@@ -82,16 +83,18 @@ def run(args: argparse.Namespace) -> None:
         column = runs.table["tokens"].to_numpy(np.float64)
         labels = runs.table["structure"].to_numpy(str)
         tokens = {s: (column[labels == s], loss) for s, (_, loss) in groups.items()}
-    report = compare_report(
-        runs,
-        name,
-        groups,
-        tokens,
-        design_words(runs.table),
-        args.baseline,
-        known_floor(runs.table, args.irreducible),
-        args.permutations,
-    )
+    with Progress("structures compared", PARTS) as progress:
+        report = compare_report(
+            runs,
+            name,
+            groups,
+            tokens,
+            design_words(runs.table),
+            args.baseline,
+            known_floor(runs.table, args.irreducible),
+            args.permutations,
+            progress.update,
+        )
     if args.json is not None and put_json(args.json, to_json(report)):
         return
     sys.stdout.write(markdown(report))

@@ -84,6 +84,8 @@ def _diagnosed(args: argparse.Namespace) -> tuple[str, str, list[dict[str, objec
     from analysis.law_report import finding_lines
     from analysis.lawfits import fit_table
     from analysis.loading import load, run_labels, with_flops
+    from analysis.progress import Progress
+    from analysis.table import structures_of
 
     name, runs = load(args.table, args.results, args.maps, ("val_loss",), args.group, args.condition)
     law = law_named(args.law) if args.law is not None else default_law(runs)
@@ -91,7 +93,8 @@ def _diagnosed(args: argparse.Namespace) -> tuple[str, str, list[dict[str, objec
         runs = with_flops(runs)
     clusters = run_labels(runs, args.cluster)
     claim = read_claim(args.claim) if args.claim is not None else None
-    result = diagnose(runs, name, law, clusters=clusters, claim=claim)
+    with Progress("structures diagnosed", len(structures_of(runs.table))) as progress:
+        result = diagnose(runs, name, law, clusters=clusters, claim=claim, watch=progress.update)
     if args.card is not None:
         write_card(args.card, fit_table(runs, name, law, grouped=True, clusters=clusters))
     lines = [f"{one.group}: no fit of {law.formula}: {one.refused}." for one in result if one.refused]

@@ -133,7 +133,8 @@ def _law(args: argparse.Namespace) -> None:
     from analysis.law_report import markdown
     from analysis.lawfits import fit_table
     from analysis.loading import load, run_labels, with_flops
-    from analysis.table import use_flops
+    from analysis.progress import Progress
+    from analysis.table import structures_of, use_flops
 
     if args.irreducible is not None:
         raise AnalysisError(f"--irreducible: --law {args.law} fits its own constant; leave one of them out")
@@ -144,15 +145,18 @@ def _law(args: argparse.Namespace) -> None:
     if "train_flops" in law.variables:
         runs = with_flops(runs)
     share = [part.strip() for part in args.share.split(",")] if args.share is not None else None
-    result = fit_table(
-        runs,
-        name,
-        law,
-        grouped=args.group is not None,
-        share=share,
-        settings=settings_of(args),
-        clusters=run_labels(runs, args.cluster),
-    )
+    clusters = run_labels(runs, args.cluster)
+    with Progress("structures fitted", len(structures_of(runs.table))) as progress:
+        result = fit_table(
+            runs,
+            name,
+            law,
+            grouped=args.group is not None,
+            share=share,
+            settings=settings_of(args),
+            clusters=clusters,
+            watch=progress.update,
+        )
     if args.card is not None:
         write_card(args.card, result)
     if args.json is not None and put_json(args.json, result.to_json()):

@@ -96,7 +96,7 @@ def markdown(found: Simulated) -> str:
         "",
         "Tables simulated from known laws, by `python -m analysis coverage --simulations "
         f"{found.simulations} --seed {found.seed}`. The noise is in log loss, of standard deviation "
-        f"{NOISE:.1%}. Bold: not as wanted.",
+        f"{NOISE * 100:g} %. Bold: not as wanted.",
         *["", "## Intervals of 95 %", ""],
         "Shares of the intervals that hold the truth, in %; from "
         f"{WANTED[0] * 100:.0f} to {WANTED[1] * 100:.0f} is wanted.",
@@ -138,11 +138,10 @@ def coverage_row(found: Coverage) -> tuple[str, ...]:
 def rejection_row(found: Rejections) -> tuple[str, ...]:
     """A setting under REJECTION_HEADER."""
     setting = found.setting
-    low, high = setting.flops
     permuted = f"{found.by_permutation / found.permuted * 100:.1f}" if found.permuted else ""
     return (
         setting.words,
-        f"{low:.0e} to {high:.0e}",
+        setting.range,
         FLOORS[setting.hypothesis],
         number(found.floor_error, None, 2) if found.floor_error is not None else "",
         str(found.nulls),
@@ -174,7 +173,7 @@ def coverage_sentence(found: Sequence[Coverage]) -> str:
 def rejection_sentence(found: Sequence[Rejections]) -> str:
     """How many tests are as wanted, and what of the others."""
     off = [
-        (f"{r.setting.words}, irreducible loss {FLOORS[r.setting.hypothesis]}", r.setting.note)
+        (f"{r.setting.words}, {r.setting.range} FLOPs, E {FLOORS[r.setting.hypothesis]}", r.setting.note)
         for r in found
         if not keeps(r.by_f / r.nulls, WANTED_REJECTIONS)
     ]

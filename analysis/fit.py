@@ -267,7 +267,7 @@ def _finish(
     params.update(optimum.fixed)
     certificate = _certificate(optimum, columns)
     errors, intervals = _errors(optimum, spread)
-    method = spread.method if spread is not None else None
+    method = spread.method if spread is not None and intervals is not None else None
     if settings.interval == "profile" and spread is not None and intervals is not None:
         intervals, method = _profiled(optimum, spread, intervals), PROFILE
     findings, identified = fit_findings(optimum, spread, certificate.condition, floor_test(optimum), clusters)
@@ -320,7 +320,8 @@ def _errors(
 
     Coefficients other than a constant are known by their logarithm: they span orders of magnitude.
     """
-    if spread is None:
+    # Errors of what is left, given that a term is 0, would hide that the term may not be 0.
+    if spread is None or optimum.vanished:
         return None, None
     bound, phi = optimum.bound, optimum.phi
     constants = {term.coefficient for term in bound.law.terms if not term.powers}

@@ -25,8 +25,8 @@ FLOORS = {"none": (0.0, 0.0, 0.0), "shared": (1.7, 1.7, 1.7), "separate": (1.7, 
 LEVELS = {"none": (3.0, 3.2, 2.9), "shared": (0.28, 0.32, 0.25), "separate": (0.28, 0.32, 0.25)}
 """k C^-alpha at MIDDLE, for each structure."""
 OPEN_FLOOR = (
-    "the points hardly identify E, which cannot be below 0 and so takes up less of the noise than a parameter "
-    "of a linear law: the test is conservative"
+    "the points hardly identify E, which cannot be below 0 and so takes up less of the noise than a "
+    "parameter of a linear law: the test is conservative"
 )
 PERMUTATIONS = 199
 ROUNDS = (10, 20, 40, 70, PERMUTATIONS)
@@ -50,6 +50,11 @@ class Setting:
     hypothesis: str
     permuted: bool = False
     note: str = ""
+
+    @property
+    def range(self) -> str:
+        """The budgets in words."""
+        return f"{self.flops[0]:.0e} to {self.flops[1]:.0e}"
 
     @property
     def words(self) -> str:

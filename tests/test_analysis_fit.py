@@ -107,8 +107,7 @@ def test_straight_and_steepening_curves_do_not_identify_a_floor() -> None:
     steepening = fitted("irreducible", FLOPS, planted(-0.5, 3.2, 0.06))
     for fit in (straight, steepening):
         assert not fit.identified and fit.params["E"] == 0 and fit.certificate.at_bound == ("E",)
-        assert "SL007" in codes(fit) and fit.standard_errors is not None
-        assert "E" not in fit.standard_errors and "alpha" in fit.standard_errors
+        assert "SL007" in codes(fit) and fit.standard_errors is None and fit.intervals is None
 
 
 @pytest.mark.parametrize("floor", [0.0, 1.0])

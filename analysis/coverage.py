@@ -33,9 +33,6 @@ CHINCHILLA_TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.
 IRREDUCIBLE_TRUTH = {"E": 1.7, "k": 200.0, "alpha": 0.15}
 
 CARELESS = "the errors that checkpoints of a run have in common go uncounted, so the intervals are too narrow"
-RESAMPLED_RUNS = (
-    "where runs are few, resamples of them leave parameters nearly open, and the percentiles are too wide"
-)
 
 Tick = Callable[[str], None]
 """Told what is being simulated, every now and then."""
@@ -76,7 +73,7 @@ class Study:
     @property
     def resampled(self) -> bool:
         """Whether the intervals are by the bootstrap."""
-        return self.n >= FEW
+        return (self.n if self.clusters is None else len(set(self.clusters))) >= FEW
 
 
 @dataclass(frozen=True)
@@ -148,9 +145,9 @@ def studies() -> tuple[Study, ...]:
     ]
     for sizes, ratios, told in ((4, 3, False), (4, 3, True), (6, 4, True)):
         data, runs = checkpoints(sizes, ratios, 6)
-        how = "resampled by run" if told else "taken for runs of their own"
+        how = "taken together by run" if told else "taken for runs of their own"
         words = f"{sizes * ratios} runs x 6 checkpoints, {how}"
-        note = RESAMPLED_RUNS if told else CARELESS
+        note = "" if told else CARELESS
         found.append(Study("chinchilla", words, data, CHINCHILLA_TRUTH, GAUSSIAN, runs, told, note))
     return tuple(found)
 

@@ -126,7 +126,7 @@ def run_labels(runs: Runs, column: str | None) -> list[str] | None:
         labels = [str(value) for value in runs.table[name]]
         if len(set(labels)) < len(labels) and "" not in labels:
             if column is None:
-                note(f"{len(set(labels))} runs by column '{name}': whole runs are resampled")
+                note(f"{len(set(labels))} runs by column '{name}': points of a run go together in errors")
             return labels
     return None
 

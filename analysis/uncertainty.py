@@ -1,4 +1,4 @@
-"""How well parameters, and what is computed from them, are known: delta method, profile, bootstrap."""
+"""How well parameters, and what is computed from them, are known: delta method, profile, resampling."""
 
 from __future__ import annotations
 
@@ -141,7 +141,8 @@ def spread_of(
         optimum: the fit.
         method: `delta` (or `profile`, which starts from it), `bootstrap`, or `auto`: the bootstrap from 30
             points on.
-        clusters: the run of each point, where several points come from one; whole runs are resampled then.
+        clusters: the run of each point, where several points come from one; whole runs are left out in turn
+            then, or resampled from 30 runs on.
         resamples: bootstrap refits.
         seed: of the resampling.
     """
@@ -157,11 +158,26 @@ def spread_of(
         return None
     if not clustered and (method in ("delta", "profile") or (method == "auto" and bound.n < FEW)):
         return Spread(matrix, dof, noise, None, "delta method, t")
+    if clustered and clusters is not None and runs < FEW and method != "bootstrap":
+        return Spread(jackknife(optimum, clusters), runs - 1, noise, None, f"jackknife over {runs} runs, t")
     weights = resampling_weights(bound.n, resamples, seed, clusters if clustered else None)
     draws, failed = refits(optimum, weights)
     name = f"bootstrap of {runs} runs" if clustered else "bootstrap of points"
     spare = runs - phi.size if clustered else dof
     return Spread(matrix, spare, noise, draws, f"{name}, {resamples} resamples, percentiles", failed)
+
+
+def jackknife(optimum: Optimum, clusters: Sequence[str]) -> Array:
+    """Covariance of phi from fits without one run each, shape (p, p); points of a run go together.
+
+    With fewer than 30 runs, resamples of whole runs leave parameters nearly open and are too wide.
+    """
+    names = list(dict.fromkeys(clusters))
+    weights = np.array([[float(cluster != name) for cluster in clusters] for name in names])
+    starts = np.tile(optimum.phi, (len(names), 1))
+    found = descend(optimum.bound, starts, weights, optimum.delta, tolerance=ROUGH)
+    apart = found.phi - optimum.phi
+    return np.asarray((len(names) - 1) / len(names) * apart.T @ apart)
 
 
 def resampling_weights(n: int, resamples: int, seed: int, clusters: Sequence[str] | None = None) -> Array:

@@ -180,13 +180,16 @@ def test_whole_runs_are_resampled() -> None:
     table = frame(n, n * np.tile([5.0, 10, 20, 40, 80], 12), noise=0.001)
     table["val_loss"] *= np.exp(np.repeat(0.004 * dice.standard_normal(12), 5))
     alone, together = fitted(table), fitted(table.assign(run=np.repeat(np.arange(12), 5)))
-    assert alone.intervals and together.intervals and "12 runs" in str(together.interval_method)
+    assert alone.intervals and together.intervals
+    assert together.interval_method == "jackknife over 12 runs, t"
 
     def width(found: Fit) -> float:
         assert found.intervals is not None
         return found.intervals["alpha"][1] - found.intervals["alpha"][0]
 
     assert width(together) > 1.3 * width(alone)
+    boot = fitted(table.assign(run=np.repeat(np.arange(12), 5)), interval="bootstrap")
+    assert "bootstrap of 12 runs" in str(boot.interval_method) and width(boot) > 1.3 * width(alone)
     few = fitted(table.iloc[:25].assign(run=np.repeat(np.arange(5), 5)))
     assert few.intervals is None and "SL018" in {finding.code for finding in few.findings}
 

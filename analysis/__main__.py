@@ -7,6 +7,7 @@ import sys
 
 from analysis.commandline import Parser, run
 from analysis.commands import (
+    bench,
     compare,
     coverage,
     design,
@@ -21,7 +22,7 @@ from analysis.commands import (
 from analysis.errors import AnalysisError
 from trainer.errors import TrainerError
 
-COMMANDS = (fit, compare, diagnose, figures, gaps, dynamics, reproduce, isoflop, design, coverage)
+COMMANDS = (fit, compare, diagnose, isoflop, design, gaps, dynamics, figures, reproduce, coverage, bench)
 """Modules, each with `add(commands)`; the help lists them in this order."""
 
 

@@ -159,7 +159,9 @@ def _errors(optimum: Optimum, spread: Spread | None, clusters: Sequence[str] | N
     runs = len(set(clusters)) if clusters is not None else bound.n
     if spread is None and runs < bound.n:
         least = max(LEAST_CLUSTERS, p + 1)
-        return [Finding("SL018", f"no standard error: {runs} runs, and to leave out whole runs needs {least}")]
+        return [
+            Finding("SL018", f"no standard error: {runs} runs, and to leave out whole runs needs {least}")
+        ]
     if spread is None and bound.n <= p:
         return [Finding("SL020", f"no standard error: {bound.n} points, {p} parameters")]
     if spread is None:

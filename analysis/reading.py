@@ -101,9 +101,10 @@ def _runs(
     condition: str | None = None,
 ) -> Runs:
     header = _renamed(lines[0][1], mapping, path)
-    if header and all(_is_number(name) for name in header):
+    numbers = [name for name in header if _is_number(name)]
+    if 2 * len(numbers) >= len(header) > 0:
         raise AnalysisError(
-            f"{path}: row 1 holds numbers only, so the file has no header line; "
+            f"{path}: row 1 holds numbers ({', '.join(numbers[:3])}), so the file has no header line; "
             "put one on top, such as structure,params,tokens,train_flops,val_loss"
         )
     rows, labels = [], []

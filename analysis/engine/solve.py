@@ -224,8 +224,7 @@ def starting_points(bound: Bound, weights: Array | None = None, count: int = STA
     """
     if isinstance(bound, BrokenBound):
         cells, points, cost = map_of_starts(bound, weights)
-        # Some of the lattice are among the lowest.
-        return points[_chosen(cells, cost, count + count // 4)]
+        return points[_chosen(cells, cost, count)]
     names = _exponents(bound)
     if not names:
         return np.array([np.log(_project(bound, np.zeros((1, 0)), weights)[0][0])])
@@ -245,8 +244,9 @@ def starting_points(bound: Bound, weights: Array | None = None, count: int = STA
 def _chosen(cells: Array, cost: Array, count: int) -> Places:
     """Which cells to start from: the lowest that are apart, and a lattice over all of the map."""
     order = np.argsort(cost)
-    near, spread = order[: count // 2], np.linspace(0, len(cells) - 1, count - count // 2).astype(int)
-    return np.array(list(dict.fromkeys([*_apart(cells, order, near.size), *spread])))
+    spread = np.linspace(0, len(cells) - 1, count - count // 2).astype(int)
+    # What the two choices have in common is made up for by the next best cells.
+    return np.array(list(dict.fromkeys([*_apart(cells, order, count // 2), *spread, *order]))[:count])
 
 
 def _apart(cells: Array, order: npt.NDArray[np.intp], count: int) -> list[int]:

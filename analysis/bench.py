@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -25,8 +26,7 @@ IMPORTS = ("analysis", "analysis.fit", "analysis.compare")
 class Timing:
     """One thing that was timed.
 
-    seconds: of one processor, the median over repeats; of the clock for imports, less those of an empty
-        interpreter.
+    seconds: of processor time, the median over repeats; imports less an empty interpreter.
     low, high: the range over repeats.
     """
 
@@ -78,9 +78,10 @@ def _cpu(job: Callable[[], object]) -> float:
 
 
 def _import(name: str) -> float:
-    def started(code: str) -> float:
-        begun = time.perf_counter()
+    def spent(code: str) -> float:
+        before = os.times()
         subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-        return time.perf_counter() - begun
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
-    return max(0.0, started(f"import {name}") - started("pass"))
+    return max(0.0, spent(f"import {name}") - spent("pass"))

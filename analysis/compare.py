@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr
 
 from analysis.arrays import Array
@@ -261,6 +260,9 @@ def detectable_difference(
 
 @cache
 def _detectable_in_errors(dof: int, level: float, power: float) -> float:
+    # Here, since its import takes longer than all others together.
+    from scipy.optimize import brentq
+
     critical = t_quantile(dof, 1 - level)
     # The noncentral t as a mean over quantiles of the noise estimate: scipy's own is NaN for large shifts.
     quantiles = (np.arange(10_000) + 0.5) / 10_000

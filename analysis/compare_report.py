@@ -12,10 +12,11 @@ from analysis.compare import Comparison, Groups, NoTest, SlopeTest, compare_slop
 from analysis.digits import interval, number, probability, quantity, with_error
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
-from analysis.laws import IRREDUCIBLE, POWER
+from analysis.laws import CHINCHILLA, IRREDUCIBLE, POWER
 from analysis.multipliers import Multiplier, Multipliers, multipliers
 from analysis.nested import JointFit, NestedTest, nested_test
 from analysis.report import markdown_table, plain
+from analysis.surfaces import SurfaceComparison, Surfaces, compare_surfaces
 from analysis.table import Runs
 
 LADDER: tuple[tuple[str, SumLaw, tuple[str, ...]], ...] = (
@@ -37,6 +38,7 @@ MODEL_HEADER = ("model", "parameters", "sum of squares", "AICc", "note")
 STEP_HEADER = ("smaller model", "larger model", "F", "p (F)", "p (likelihood ratio)", "p (permutation)")
 SLOPE_HEADER = ("irreducible loss", "structure", "exponent", "E")
 RATIO_HEADER = ("structure", "against", "loss (nats/token)", "multiplier", "95 % interval")
+EFFECTIVE_HEADER = ("structure", "against", "of", "multiplier", "95 % interval")
 GAP_HEADER = ("structure", "against", "at", "loss difference", "95 % interval")
 
 
@@ -51,13 +53,14 @@ class Report:
     steps: tuple[tuple[str, str, NestedTest | None], ...]
     savings: tuple[Multipliers, ...]
     baseline: str
+    surfaces: SurfaceComparison | None
 
 
 def compare_report(
     runs: Runs,
     name: str,
     groups: Groups,
-    tokens: Groups | None,
+    surfaces: Surfaces | None,
     design: str,
     baseline: str | None,
     irreducible: float | None,
@@ -70,7 +73,7 @@ def compare_report(
         runs: the table.
         name: what the report calls it.
         groups: structure -> (training FLOPs, losses).
-        tokens: structure -> (tokens, losses), or None where the table has none.
+        surfaces: structure -> (params, tokens, losses), or None where the table has them not for every run.
         design: in words, such as `4 sizes x 1 seed`.
         baseline: structure to hold the others against; the first without.
         irreducible: a known E in nats per token, or None.
@@ -100,10 +103,13 @@ def compare_report(
         steps.append((small, large, done.get(name_of_test) or _step(null, full, permutations)))
         watch(1 + len(steps))
     savings = [multipliers(enough, law, "train_flops", reference) for law in (POWER, IRREDUCIBLE)]
-    if tokens is not None:
-        known = {structure: tokens[structure] for structure in enough}
-        savings += [multipliers(known, law, "tokens", reference) for law in (POWER, IRREDUCIBLE)]
-    return Report(name, runs, comparison, models, tuple(steps), tuple(savings), reference)
+    planes = None
+    if surfaces is not None:
+        known = {structure: surfaces[structure] for structure in enough}
+        lines = {structure: (d, loss) for structure, (_, d, loss) in known.items()}
+        savings += [multipliers(lines, law, "tokens", reference) for law in (POWER, IRREDUCIBLE)]
+        planes = compare_surfaces(CHINCHILLA, known, reference, permutations)
+    return Report(name, runs, comparison, models, tuple(steps), tuple(savings), reference, planes)
 
 
 def _model(law: SumLaw, groups: Groups, free: tuple[str, ...]) -> JointFit | None:
@@ -116,11 +122,11 @@ def _step(small: JointFit | None, large: JointFit | None, permutations: int) -> 
     return None if small is None or large is None else nested_test(small, large, permutations)
 
 
-def model_rows(report: Report) -> list[list[str]]:
+def model_rows(models: Sequence[tuple[str, JointFit | None]]) -> list[list[str]]:
     """One row a joint fit; the lowest AICc is marked."""
-    scores = [fit.aicc for _, fit in report.models if fit is not None and fit.aicc is not None]
+    scores = [fit.aicc for _, fit in models if fit is not None and fit.aicc is not None]
     rows = []
-    for title, fit in report.models:
+    for title, fit in models:
         if fit is None:
             rows.append([title, "-", "-", "-", "more parameters than runs"])
             continue
@@ -133,10 +139,10 @@ def model_rows(report: Report) -> list[list[str]]:
     return rows
 
 
-def step_rows(report: Report) -> list[list[str]]:
+def step_rows(steps: Sequence[tuple[str, str, NestedTest | None]]) -> list[list[str]]:
     """One row a test between two of them."""
     rows = []
-    for small, large, test in report.steps:
+    for small, large, test in steps:
         if test is None:
             rows.append([small, large, "-", "-", "-", "-"])
             continue
@@ -197,8 +203,8 @@ def markdown(report: Report) -> str:
         "## Exponents",
         markdown_table(SLOPE_HEADER, slope_rows(report.comparison.tests)),
         "## Nested fits",
-        markdown_table(MODEL_HEADER, model_rows(report)),
-        markdown_table(STEP_HEADER, step_rows(report)),
+        markdown_table(MODEL_HEADER, model_rows(report.models)),
+        markdown_table(STEP_HEADER, step_rows(report.steps)),
         "Least squares on log loss. F is exact where there is no E; the likelihood-ratio p is too small with "
         "few runs; permutations exchange the residuals of the smaller model.",
     ]
@@ -219,7 +225,29 @@ def markdown(report: Report) -> str:
             )
         if found.note:
             parts.append(f"{found.note[0].upper()}{found.note[1:]}.")
+    if report.surfaces is not None:
+        parts += _surface_parts(report.surfaces, report.baseline)
     return "\n\n".join(parts) + "\n"
+
+
+def _surface_parts(found: SurfaceComparison, baseline: str) -> list[str]:
+    parts = [f"## Nested fits of {CHINCHILLA.formula}", found.verdict]
+    if not found.models:
+        return parts
+    parts += [markdown_table(MODEL_HEADER, model_rows(found.models))]
+    parts += [markdown_table(STEP_HEADER, step_rows(found.steps))]
+    rows = [
+        [multiplier.structure, multiplier.baseline, what, *_value(multiplier)]
+        for what, several in found.effective.items()
+        for multiplier in several
+    ]
+    if rows:
+        parts.append(markdown_table(EFFECTIVE_HEADER, rows))
+        parts.append(
+            f"Under shared E and exponents: how many times the parameters, and the tokens, of the structure "
+            f"{baseline} needs for the same term of the loss."
+        )
+    return parts
 
 
 def to_json(report: Report) -> str:
@@ -234,5 +262,6 @@ def to_json(report: Report) -> str:
             for small, large, test in report.steps
         ],
         "multipliers": [found.to_dict() for found in report.savings],
+        "surfaces": None if report.surfaces is None else report.surfaces.to_dict(),
     }
     return json.dumps(plain(body), indent=1, allow_nan=False) + "\n"

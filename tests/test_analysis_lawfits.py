@@ -227,6 +227,33 @@ def test_multipliers_and_gaps_are_recovered_inside_what_both_reach() -> None:
     assert "reaches no loss" in str(multipliers(apart, POWER, "train_flops", "dense").note)
 
 
+def test_structures_are_compared_over_sizes_and_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stranger(tmp_path, two=True)
+    assert command(monkeypatch, "compare", str(path), *MAP, "--permutations", "99") == 0
+    text = capsys.readouterr().out
+    assert "In N and D: With one E for all, equality of alpha and of beta is not rejected" in text
+    tokens = next(line for line in text.splitlines() if line.startswith("| mine ") and "| tokens " in line)
+    low, high = (float(edge) for edge in tokens.split("[")[1].split("]")[0].split(","))
+    assert low < 1 / 1.33 < high and high - low < 0.3
+    table = pd.read_csv(path)
+    steeper = table["arch"] == "mine"
+    n, d = table["Nparam"][steeper].to_numpy(), table["seen"][steeper].to_numpy()
+    table.loc[steeper, "nats"] = frame(n, d, seed=5, law={**LAW, "alpha": 0.42, "A": 1700.0})[
+        "val_loss"
+    ].to_numpy()
+    table.to_csv(path, index=False)
+    assert command(monkeypatch, "compare", str(path), *MAP, "--permutations", "0") == 0
+    assert "With one E for all, equality of alpha and of beta is rejected" in capsys.readouterr().out
+    table["seen"] = 20 * table["Nparam"] * (1 + table.groupby("arch").cumcount() % 5 * 1e-3)
+    table.to_csv(path, index=False)
+    assert command(monkeypatch, "compare", str(path), *MAP, "--permutations", "0") == 0
+    assert (
+        "In N and D there is no comparison: dense: params and tokens vary together" in capsys.readouterr().out
+    )
+
+
 def test_compare_names_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

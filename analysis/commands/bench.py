@@ -9,8 +9,7 @@ from analysis.commandline import Commands
 
 SUMMARY = "Time a fit of 240 points from all starts, 4,000 bootstrap refits, and imports."
 DESCRIPTION = """
-Processor seconds of one core, the median over interleaved repeats; imports by the clock, less an empty
-interpreter.
+Seconds of processor time, the median over interleaved repeats; imports less an empty interpreter.
 """
 
 

@@ -17,9 +17,9 @@ from analysis.commands.options import (
 
 SUMMARY = "Test whether structures differ in their exponents, with and without an irreducible loss."
 DESCRIPTION = """
-Nested joint fits of loss over FLOPs (one curve, shared E and exponent, shared E, all separate), F,
-likelihood-ratio and permutation tests, AICc; compute and token multipliers over the losses that the
-structures share, and loss differences at equal compute.
+Nested joint fits of loss over FLOPs, and over parameters and tokens where these vary by themselves (one curve,
+shared E and exponents, shared E, all separate); F, likelihood-ratio and permutation tests, AICc; compute and
+token multipliers over the losses that the structures share, and loss differences at equal compute.
 
 The verdict says in words what the runs can and cannot tell.
 """
@@ -78,17 +78,17 @@ def run(args: argparse.Namespace) -> None:
             f"{name}: not every run has training FLOPs; give train_flops, or params and tokens, or use --map"
         )
     groups = {structure: points(runs.table, structure) for structure in structures_of(runs.table)}
-    tokens = None
-    if not bool(runs.table["tokens"].isna().any()):
-        column = runs.table["tokens"].to_numpy(np.float64)
+    surfaces = None
+    if not bool(runs.table[["params", "tokens"]].isna().any(axis=None)):
+        n, d = (runs.table[name].to_numpy(np.float64) for name in ("params", "tokens"))
         labels = runs.table["structure"].to_numpy(str)
-        tokens = {s: (column[labels == s], loss) for s, (_, loss) in groups.items()}
+        surfaces = {s: (n[labels == s], d[labels == s], loss) for s, (_, loss) in groups.items()}
     with Progress("structures compared", PARTS) as progress:
         report = compare_report(
             runs,
             name,
             groups,
-            tokens,
+            surfaces,
             design_words(runs.table),
             args.baseline,
             known_floor(runs.table, args.irreducible),

@@ -124,7 +124,7 @@ def _runs(
             f"{path}: no column {', '.join(missing)} among {', '.join(header)}; "
             f"rename with --map THEIRS={missing[0]}"
         )
-    return from_rows(rows, labels, str(path), condition)
+    return from_rows(rows, labels, str(path), condition, mapping)
 
 
 def _csv_lines(path: Path) -> Lines:

@@ -166,7 +166,11 @@ def cell(value: Any) -> str:
 
 
 def from_rows(
-    rows: Sequence[Cells], labels: Sequence[str], source: str, condition: str | None = None
+    rows: Sequence[Cells],
+    labels: Sequence[str],
+    source: str,
+    condition: str | None = None,
+    theirs: Mapping[str, str] | None = None,
 ) -> Runs:
     """Type and check rows of text cells (column -> text), one a run, and put them in order.
 
@@ -175,6 +179,7 @@ def from_rows(
         labels: what error messages call each row.
         source: what error messages call the table.
         condition: which finished runs to keep, as in `rows_meeting`.
+        theirs: what the file calls our columns, for conditions that use its names: their name -> ours.
 
     Raises:
         AnalysisError: a value that cannot stand, or a run that appears twice.
@@ -189,7 +194,9 @@ def from_rows(
     columns = _columns([rows[i] for i in done])
     typed = [_typed_row(rows[i], columns, f"{source}: {labels[i]}") for i in done]
     if condition is not None:
-        met = rows_meeting(pd.DataFrame(typed, columns=columns), condition)
+        frame = pd.DataFrame(typed, columns=columns)
+        renamed = {name: frame[ours] for name, ours in (theirs or {}).items() if name not in frame}
+        met = rows_meeting(frame.assign(**renamed), condition)
         typed, done = (
             [row for row, yes in zip(typed, met, strict=True) if yes],
             [i for i, yes in zip(done, met, strict=True) if yes],

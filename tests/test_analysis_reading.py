@@ -74,6 +74,9 @@ def test_repeats_are_sought_among_the_rows_that_are_kept(tmp_path: Path) -> None
     with pytest.raises(AnalysisError, match="row 4 repeats row 2"):
         read_table(path, needed=("val_loss",))
     assert len(read_table(path, needed=("val_loss",), condition="set == 'a'")[0].table) == 2
+    # The file's own names may be used, whatever they are read as.
+    grouped = load(str(path), tmp_path, None, ("val_loss",), "set", "set == 'a' and N < 1.5e7")[1].table
+    assert grouped["structure"].tolist() == ["a"] and grouped["params"].tolist() == [1e7]
 
 
 def test_group_makes_any_column_the_structure(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from analysis.commands.options import (
 
 SUMMARY = "Test whether structures differ in their exponents, with and without an irreducible loss."
 DESCRIPTION = """
-Nested joint fits of loss over FLOPs, and over parameters and tokens where these vary by themselves (one curve,
+Nested joint fits of loss over FLOPs, and over parameters and tokens where these vary freely (one curve,
 shared E and exponents, shared E, all separate); F, likelihood-ratio and permutation tests, AICc; compute and
 token multipliers over the losses that the structures share, and loss differences at equal compute.
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     from analysis.analyse import design_words, known_floor, points
     from analysis.compare_report import PARTS, compare_report, markdown, to_json
     from analysis.errors import AnalysisError
-    from analysis.loading import load, with_flops
+    from analysis.loading import load, run_labels, with_flops
     from analysis.progress import Progress
     from analysis.table import structures_of, use_flops
 
@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
         n, d = (runs.table[name].to_numpy(np.float64) for name in ("params", "tokens"))
         labels = runs.table["structure"].to_numpy(str)
         surfaces = {s: (n[labels == s], d[labels == s], loss) for s, (_, loss) in groups.items()}
+    clusters = run_labels(runs, None)
     with Progress("structures compared", PARTS) as progress:
         report = compare_report(
             runs,
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> None:
             known_floor(runs.table, args.irreducible),
             args.permutations,
             progress.update,
+            clusters,
         )
     if args.json is not None and put_json(args.json, to_json(report)):
         return

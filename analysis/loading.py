@@ -108,12 +108,13 @@ def with_flops(runs: Runs) -> Runs:
     return replace(runs, table=table.assign(train_flops=6 * table["params"] * table["tokens"]))
 
 
-def run_labels(runs: Runs, column: str | None) -> list[str] | None:
+def run_labels(runs: Runs, column: str | None, quiet: bool = False) -> list[str] | None:
     """The run of each point, where several points come from one; None where each is of its own.
 
     Args:
         runs: the table.
         column: that names the runs; without, a column `run` or `run_name` is taken.
+        quiet: whether to say nothing of a column that was taken.
 
     Raises:
         AnalysisError: there is no such column.
@@ -125,7 +126,7 @@ def run_labels(runs: Runs, column: str | None) -> list[str] | None:
     for name in names:
         labels = [str(value) for value in runs.table[name]]
         if len(set(labels)) < len(labels) and "" not in labels:
-            if column is None:
+            if column is None and not quiet:
                 note(f"{len(set(labels))} runs by column '{name}': points of a run go together in errors")
             return labels
     return None

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
         n, d = (runs.table[name].to_numpy(np.float64) for name in ("params", "tokens"))
         labels = runs.table["structure"].to_numpy(str)
         surfaces = {s: (n[labels == s], d[labels == s], loss) for s, (_, loss) in groups.items()}
-    clusters = run_labels(runs, None)
+    clusters = run_labels(runs, None, quiet=True)
     with Progress("structures compared", PARTS) as progress:
         report = compare_report(
             runs,

@@ -21,6 +21,8 @@ from analysis.nested import JointFit, NestedTest, joint_fit, nested_test
 from analysis.uncertainty import covariance, t_quantile
 
 LEVEL, POWER_WANTED = 0.05, 0.80
+OPEN = 0.2
+"""E counts as hardly identified where its standard error is above this share of it (docs/coverage.md)."""
 
 Groups = Mapping[str, tuple[Array, Array]]
 HYPOTHESES = {
@@ -216,7 +218,7 @@ def _slope_test(
         test=test,
         residual_sd=math.sqrt(full.squares / full.dof),
         detectable=detectable_difference(max(pairs), full.dof),
-        caution=_caution(full, null),
+        caution=_caution(full, null) or _open_floor(floors, floor_errors),
     )
 
 
@@ -233,6 +235,15 @@ def _floors(full: JointFit, matrix: Array) -> tuple[dict[str, float], dict[str, 
             values[column.group] = float(np.exp(phi[place]))
             errors[column.group] = values[column.group] * math.sqrt(matrix[place, place])
     return values, errors
+
+
+def _open_floor(floors: Mapping[str, float], errors: Mapping[str, float]) -> str | None:
+    """A constant inside its bound that may be nearly anything takes up what exponents differ by."""
+    loose = [group for group, error in errors.items() if error > OPEN * floors[group]]
+    if not loose:
+        return None
+    which = "E is" if loose == [""] else f"E of {', '.join(loose)} is"
+    return f"{which} hardly identified, which makes the test reject too seldom"
 
 
 def _caution(full: JointFit, null: JointFit) -> str | None:

@@ -86,7 +86,7 @@ def simulate(
 
 def keeps(value: float, wanted: tuple[float, float]) -> bool:
     """Whether a share, to the digits that are shown, is as wanted."""
-    return wanted[0] <= round(value, 3) <= wanted[1]
+    return wanted[0] <= float(f"{value * 100:.1f}") / 100 <= wanted[1]
 
 
 def markdown(found: Simulated) -> str:

@@ -284,7 +284,7 @@ def _finish(
         objective=optimum.cost,
         huber_delta=None if least_squares else optimum.delta,
         dof=n - p,
-        residual_sd=spread.noise if spread is not None else None,
+        residual_sd=None if spread is None else spread.noise if least_squares else optimum.sigma,
         r_squared=1 - squares / total if total > n * NO_NOISE else None,
         aicc=aicc(squares, n, p) if least_squares else None,
         certificate=certificate,

@@ -7,7 +7,7 @@ from scipy.special import fdtrc
 
 from analysis.digits import probability
 from analysis.engine.broken import BrokenBound, BrokenLaw
-from analysis.engine.solve import Optimum, solve
+from analysis.engine.solve import Optimum, huber_moments, solve
 from analysis.engine.sums import bind
 from analysis.uncertainty import CONFIDENCE
 
@@ -71,7 +71,5 @@ def f_statistic(optimum: Optimum, more: float, constraints: int, dof: int) -> fl
     """
     bound = optimum.bound
     residual = bound.log_value(optimum.phi) - bound.log_loss
-    clipped = np.clip(residual, -optimum.delta, optimum.delta)
-    inside = max(float(np.mean(np.abs(residual) <= optimum.delta)), 1 / bound.n)
-    variance = float(clipped @ clipped) / dof
+    inside, variance = huber_moments(residual, bound.n - dof, optimum.delta)
     return max(0.0, 2 * more * inside / (constraints * variance))

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from analysis.arrays import Array
-from analysis.engine.solve import Optimum, descend
+from analysis.engine.solve import Optimum, descend, huber_moments, noise_sd
 from analysis.engine.sums import Bound
 
 CONFIDENCE = 0.95
@@ -33,7 +33,8 @@ class Spread:
 
     covariance: of phi by the delta method, shape (p, p).
     dof: degrees of freedom of the noise.
-    noise: standard deviation of log loss about the law, of a single run.
+    noise: s of the covariance s^2 (J'J)^-1: the standard deviation of log loss about the law, over the
+        efficiency of the objective.
     draws: bootstrap draws of phi, shape (b, p); None where intervals are by the delta method.
     method: how intervals are computed, in words.
     failed: resamples whose fit did not converge; they are left out of `draws`.
@@ -101,11 +102,17 @@ def condition_number(bound: Bound, phi: Array) -> float:
     return float(singular[0] / singular[-1]) if singular[-1] > 0 else math.inf
 
 
+def noise_of(bound: Bound, phi: Array) -> float:
+    """Standard deviation of log loss about the law."""
+    return noise_sd(bound.log_value(phi) - bound.log_loss, phi.size)
+
+
 def covariance(bound: Bound, phi: Array, delta: float) -> tuple[Array, float] | None:
     """Covariance of phi as an M-estimate, and the standard deviation of the noise.
 
-    s^2 (J'J)^-1 with Huber's s^2 = K^2 [sum psi^2 / (n - p)] / [mean psi']^2 (Huber 1981, eq. 7.6.11); with
-    an infinite delta, that of least squares.  None without degrees of freedom, or where J is singular.
+    s^2 (J'J)^-1 with Huber's s^2 = K^2 [sum psi^2 / (n - p)] / [mean psi']^2 (Huber 1981, eq. 7.6.11), or
+    with the moments of normal noise where delta is below it; with an infinite delta, that of least squares.
+    None without degrees of freedom, or where J is singular.
     """
     n, p = bound.n, phi.size
     if n <= p:
@@ -117,13 +124,9 @@ def covariance(bound: Bound, phi: Array, delta: float) -> tuple[Array, float] | 
     _, singular, right = np.linalg.svd(jacobian / scale, full_matrices=False)
     if singular[-1] <= SINGULAR * singular[0]:
         return None
-    residual = bound.log_value(phi) - bound.log_loss
-    clipped = np.clip(residual, -delta, delta)
-    inside = float(np.mean(np.abs(residual) <= delta))
-    if inside == 0.0:
-        return None
-    correction = 1 + p / n * (1 - inside) / inside
-    variance = correction**2 * float(clipped @ clipped) / (n - p) / inside**2
+    inside, squares = huber_moments(bound.log_value(phi) - bound.log_loss, p, delta)
+    correction = 1 + p / n * (1 - inside) / inside if delta >= noise_of(bound, phi) else 1.0
+    variance = correction**2 * squares / inside**2
     inverse = (right.T / singular**2) @ right
     return np.asarray(variance * inverse / np.outer(scale, scale)), math.sqrt(variance)
 
@@ -230,8 +233,7 @@ def profile_interval(
         confidence: of the interval.
     """
     bound, phi = optimum.bound, optimum.phi
-    residual = bound.log_value(phi) - bound.log_loss
-    inside = float(np.mean(np.abs(residual) <= optimum.delta))
+    inside, _ = huber_moments(bound.log_value(phi) - bound.log_loss, phi.size, optimum.delta)
     allowed = 0.5 * t_quantile(spread.dof, confidence) ** 2 * spread.noise**2 * inside
     held = np.zeros(phi.size, bool)
     held[place] = True

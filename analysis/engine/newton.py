@@ -60,6 +60,7 @@ def minimise(
     log_loss: Array | None = None,
     held: Mask | None = None,
     tolerance: float = EXACT,
+    most_steps: int = MAX_STEPS,
 ) -> Minima:
     """Descend from every start.
 
@@ -72,6 +73,7 @@ def minimise(
         log_loss: other losses than those of `bound` (simulated, permuted), shape (b, n) or (n,).
         held: parameters that stay where they start, shape (b, p) or (p,).
         tolerance: `Minima.gradient` at which a member is done; one that gets no better is done in any case.
+        most_steps: after which a member ends where it is.
     """
     n, k, p = bound.terms.shape
     b = starts.shape[0]
@@ -85,7 +87,7 @@ def minimise(
     kink = np.broadcast_to(np.asarray(delta, np.float64), (b,))
     chunk = max(1, CHUNK_NUMBERS // (n * max(k, p)))
     parts = [
-        _Batch(bound, target[c], starts[c], spread[c], kink[c], still[c], tolerance).run()
+        _Batch(bound, target[c], starts[c], spread[c], kink[c], still[c], tolerance).run(most_steps)
         for c in (slice(first, first + chunk) for first in range(0, b, chunk))
     ]
     return Minima(
@@ -124,7 +126,7 @@ class _Batch:
         self.weights, self.log_loss = np.ascontiguousarray(weights), np.ascontiguousarray(log_loss)
         self.delta = delta[:, None]
 
-    def run(self) -> Minima:
+    def run(self, most_steps: int = MAX_STEPS) -> Minima:
         """Newton steps until every member has converged or can go no further."""
         b = self.phi.shape[0]
         cost, gradient = np.empty(b), np.full(b, np.inf)
@@ -132,7 +134,7 @@ class _Batch:
         cost[:] = self._cost(self.phi, active)
         state = self._expand(active)
         steps = 0
-        while active.size and steps < MAX_STEPS:
+        while active.size and steps < most_steps:
             steps += 1
             slope, curve, scale, size = state
             gradient[active] = self._share(slope, scale, size)

@@ -31,6 +31,8 @@ LEAST_DELTA = 1e-12
 CUT, CUT_SQUARES, SCALE_STEPS = 2.5, 0.9775, 50
 """Where residuals are cut for the scale, in standard deviations, and E min(z^2, cut^2) of a normal z."""
 COARSE_DELTA = 0.03
+PERTURBED, KEPT, FIRST_STEPS = 32, 8, 25
+"""Fits under random weights, whose optima are starts too; steps after which only the lowest places go on."""
 ROUGH, APART = 1e-5, 1e-3
 """When the starts stop at first, and how far apart they then are where they count as two."""
 COMPETING, SAME = 1.05, 0.01
@@ -109,8 +111,28 @@ def solve(bound: Bound, delta: float | None = None, weights: Array | None = None
             found = descend(bound, found.phi, weights, delta)
             sigma = _sigma(bound, found.phi[found.best()])
     assert delta is not None
+    if math.isfinite(delta):
+        found = _again(bound, starts, found, delta, weights)
+        sigma = _sigma(bound, found.phi[found.best()])
     best = found.best()
     return _reduced(bound, starts, found, best, delta, sigma, weights)
+
+
+def _again(bound: Bound, starts: Array, found: Minima, delta: float, weights: Array | None) -> Minima:
+    """All starts once more, now at the final delta, and optima under random weights of the points.
+
+    With outliers, or a delta below the noise, the objective has basins that least squares does not see.
+    """
+    dice = np.random.default_rng(0)
+    drawn = dice.exponential(size=(PERTURBED, bound.n)) * (1.0 if weights is None else weights)
+    best = np.tile(found.phi[found.best()], (PERTURBED, 1))
+    nearby = descend(bound, best, drawn, max(delta, COARSE_DELTA), tolerance=ROUGH)
+    all_starts = np.concatenate([found.phi, starts, nearby.phi])
+    if isinstance(bound, BrokenBound):
+        rough = descend(bound, all_starts, weights, delta, tolerance=ROUGH)
+    else:
+        rough = minimise(bound, all_starts, weights, delta, tolerance=ROUGH, most_steps=FIRST_STEPS)
+    return descend(bound, _distinct(rough, KEPT), weights, delta)
 
 
 def _reduced(
@@ -152,13 +174,15 @@ def _sigma(bound: Bound, phi: Array) -> float:
     return noise_sd(bound.log_value(phi) - bound.log_loss, phi.size)
 
 
-def _distinct(found: Minima) -> Array:
-    """Where the members have come to, each place once, shape (m, p)."""
+def _distinct(found: Minima, most: int = STARTS) -> Array:
+    """Where the members have come to, each place once, the lowest first, shape (at most `most`, p)."""
     kept: list[Array] = []
     for member in np.argsort(found.cost):
         phi = found.phi[member]
         if all(np.max(np.abs(phi - other)) > APART for other in kept):
             kept.append(phi)
+            if len(kept) == most:
+                break
     return np.array(kept)
 
 
@@ -201,6 +225,25 @@ def vanished(bound: Bound, phi: Array) -> tuple[Column, ...]:
             if float(np.max(share[reads], initial=0.0)) < VANISHED:
                 gone.append(column)
     return tuple(gone)
+
+
+def huber_moments(residual: Array, parameters: int, delta: float) -> tuple[float, float]:
+    """E psi' and E psi^2 of Huber's psi at residuals of a fit of so many parameters.
+
+    From the residuals themselves where delta is above the noise.  Below it they would say little: a fit close
+    to a median regression passes through as many points as it has parameters.  There they are those of normal
+    noise of the standard deviation that `noise_sd` finds.
+    """
+    sigma = noise_sd(residual, parameters)
+    spare = max(1, residual.size - parameters)
+    if delta >= sigma:
+        clipped = np.clip(residual, -delta, delta)
+        inside = max(float(np.mean(np.abs(residual) <= delta)), 1 / residual.size)
+        return inside, float(clipped @ clipped) / spare
+    cut = delta / sigma
+    within = math.erf(cut / math.sqrt(2))
+    density = math.exp(-cut * cut / 2) / math.sqrt(2 * math.pi)
+    return within, sigma**2 * (within - 2 * cut * density + cut * cut * (1 - within))
 
 
 def noise_sd(residual: Array, parameters: int) -> float:

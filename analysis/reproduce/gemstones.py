@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.arrays import Array
-from analysis.engine.newton import Minima, minimise
-from analysis.engine.solve import starting_points
-from analysis.engine.sums import Bound, SumLaw, Term, bind
+from analysis.engine.solve import solve
+from analysis.engine.sums import SumLaw, Term, bind
 from analysis.laws import CHINCHILLA
 from analysis.reproduce.rows import DIFFERS, LOWER, Row, compare_objectives, numbers, read, records
 
@@ -36,12 +36,6 @@ ROUNDING = 0.5e-10
 """Objectives are printed with ten decimals."""
 AGREE = 0.005
 """Exponents within this count as the same."""
-WORK, FEWEST, MOST = 8_000, 12, 64
-"""Starts times points, and limits of the number of starts."""
-WIDE, ROUGH = 0.03, 1e-5
-"""Delta and tolerance of the descent from the starts: at a delta far below the noise it would be slow."""
-KEPT, AGAIN = 8, 6
-"""How many of the places it comes to are followed to the end, and how often one that is slow is continued."""
 NEGLIGIBLE = 1e-4
 """Share of a term in the loss below which its parameters mean nothing."""
 FEW_SIZES = 8
@@ -84,17 +78,16 @@ def _row(
     if abs(theirs - fit["objective"]) > 2 * ROUNDING:
         note = f"their parameters give {theirs:.10f} on these points, which are not theirs"
         return Row(STUDY, name, fit["objective"], theirs, 2 * ROUNDING, DIFFERS, note)
-    found = lowest(bound, delta)
-    best = found.best()
-    ours = bound.natural(found.phi[best])
-    exponents = {e: float(ours[bound.place(e)]) for e in law.exponents}
-    row = compare_objectives(STUDY, name, fit["objective"], float(found.cost[best]), ROUNDING)
+    found = solve(bound, delta)
+    known = dict(zip((c.name for c in found.bound.columns), found.bound.natural(found.phi), strict=True))
+    exponents = {e: float(known.get(e, math.nan)) for e in law.exponents}
+    row = compare_objectives(STUDY, name, fit["objective"], found.cost, ROUNDING)
     note = _note(row, fit, exponents)
-    if ours[bound.place("E")] < NEGLIGIBLE * points["val_loss"].min():
+    if known.get("E", 0.0) < NEGLIGIBLE * points["val_loss"].min():
         note += "; E vanishes in both: the data ask for none"
     if (sizes := points["params"].nunique()) < FEW_SIZES:
         note += f"; {sizes} sizes determine the exponent of size weakly"
-    if not found.converged[best]:
+    if not found.converged:
         note += "; ours has not converged to the last digit either"
     return Row(row.study, name, row.published, row.ours, row.tolerance, row.verdict, note)
 
@@ -116,27 +109,6 @@ def _objective(
     residual = np.abs(np.logaddexp.reduce(terms, axis=0) - log_loss)
     inside = np.minimum(residual, delta)
     return float(np.sum(inside * (residual - 0.5 * inside)))
-
-
-def lowest(bound: Bound, delta: float) -> Minima:
-    """Where the objective is lowest, among the places that many starts come to."""
-    count = int(np.clip(WORK // bound.n, FEWEST, MOST))
-    rough = minimise(bound, starting_points(bound, None, count), None, WIDE, tolerance=ROUGH)
-    found = minimise(bound, rough.phi[_different(rough)][:KEPT], None, delta)
-    for _ in range(AGAIN):
-        if found.converged[found.best()]:
-            break
-        found = minimise(bound, found.phi[[found.best()]], None, delta)
-    return found
-
-
-def _different(found: Minima) -> list[int]:
-    """The members by cost, one for each place."""
-    kept: list[int] = []
-    for member in np.argsort(found.cost):
-        if all(np.max(np.abs(found.phi[member] - found.phi[k])) > 1e-3 for k in kept):
-            kept.append(int(member))
-    return kept
 
 
 def _note(row: Row, fit: Mapping[str, float], ours: Mapping[str, float]) -> str:

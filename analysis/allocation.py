@@ -53,43 +53,75 @@ class Optimum:
 
 
 @dataclass(frozen=True)
-class Allocation:
-    """N* = G (C / kappa)^a and D* = (C / kappa)^b / G of Hoffmann et al. (arXiv 2203.15556, eq. 4).
+class Cost:
+    """Training FLOPs as a function of size and tokens, C = kappa N^u D^v.
 
-    a, b: exponents of N* and D*.
-    kappa: FLOPs per parameter and token, C = kappa N D: the geometric mean over the runs, 6 without counts.
+    u and v are 1 where FLOPs are 6 N D; attention and embeddings, counted, make u another number.
+    """
+
+    kappa: float
+    u: float
+    v: float
+
+    @property
+    def formula(self) -> str:
+        """In words."""
+        if abs(self.u - 1) < 5e-3 and abs(self.v - 1) < 5e-3:
+            return f"C = {self.kappa:.3g} N D"
+        return f"C = {self.kappa:.3g} N^{self.u:.3f} D^{self.v:.3f}"
+
+
+def cost_of(params: Array, tokens: Array, train_flops: Array | None) -> Cost:
+    """The cost that a table's counted FLOPs follow, by least squares in logarithms; 6 N D without counts.
+
+    Where N and D vary together their powers cannot be told apart; the smallest departure from 1 is taken.
+    """
+    if train_flops is None or not bool(np.all(np.isfinite(train_flops))):
+        return Cost(SIX, 1.0, 1.0)
+    n, d = np.log(params), np.log(tokens)
+    excess = np.log(train_flops) - n - d
+    slopes, *_ = np.linalg.lstsq(
+        np.stack([n - n.mean(), d - d.mean()], axis=1), excess - excess.mean(), rcond=1e-6
+    )
+    u, v = (float(slope) if abs(slope) > 1e-9 else 0.0 for slope in slopes)
+    return Cost(float(np.exp(excess.mean() - u * n.mean() - v * d.mean())), 1 + u, 1 + v)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Compute-optimal N* ~ C^a and D* ~ C^b (Hoffmann et al., arXiv 2203.15556, eq. 4).
+
+    With C = kappa N^u D^v the optimum has alpha A N^-alpha / u = beta B D^-beta / v, so that
+    a = beta / (alpha v + beta u); with u = v = 1 it is theirs.
+
+    a, b: exponents of N* and D*; `fixed` where the law sets them and not the data.
     """
 
     a: Known
     b: Known
-    kappa: float
+    cost: Cost
     optima: tuple[Optimum, ...]
+    fixed: bool
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         return {
             "a": self.a.to_dict(),
             "b": self.b.to_dict(),
-            "kappa": self.kappa,
+            "cost": dict(vars(self.cost)),
+            "fixed_by_law": self.fixed,
             "optima": [optimum.to_dict() for optimum in self.optima],
         }
 
 
-def flops_per_parameter_token(params: Array, tokens: Array, train_flops: Array | None) -> float:
-    """Kappa of C = kappa N D: the geometric mean over the runs, or 6 without counted FLOPs."""
-    if train_flops is None or not bool(np.all(np.isfinite(train_flops))):
-        return SIX
-    return float(np.exp(np.mean(np.log(train_flops / (params * tokens)))))
-
-
 def allocation(
-    fit: Fit, kappa: float, budgets: Sequence[float], seen: tuple[float, float]
+    fit: Fit, cost: Cost, budgets: Sequence[float], seen: tuple[float, float]
 ) -> Allocation | None:
     """Compute-optimal sizes and tokens of a fit, or None where it says nothing of them.
 
     Args:
         fit: of a law with one term in a size and one in tokens, to one structure.
-        kappa: FLOPs per parameter and token.
+        cost: FLOPs of a size and tokens.
         budgets: training FLOPs to give optima for.
         seen: lowest and highest budget of the runs.
     """
@@ -107,17 +139,22 @@ def allocation(
 
     def share(at: Array) -> Array:
         _, _, a, b = split(at)
-        return np.asarray(b / (a + b))
+        return np.asarray(b / (a * cost.v + b * cost.u))
 
     def log_size(at: Array, budget: float) -> Array:
         log_a, log_b, a, b = split(at)
+        left = np.log(budget / cost.kappa)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray((np.log(a / b) + log_a - log_b + b * np.log(budget / kappa)) / (a + b))
+            lean = np.log(a * cost.v / (b * cost.u)) + log_a - log_b
+            return np.asarray((lean + b * left / cost.v) / (a + b * cost.u / cost.v))
+
+    def log_tokens(at: Array, budget: float) -> Array:
+        return np.asarray((np.log(budget / cost.kappa) - cost.u * log_size(at, budget)) / cost.v)
 
     def log_loss(at: Array, budget: float) -> Array:
         log_a, log_b, a, b = split(at)
         log_n = log_size(at, budget)
-        log_d = np.log(budget / kappa) - log_n
+        log_d = log_tokens(at, budget)
         floor = np.exp(at[..., bound.place("E")]) if _has_floor(fit) else 0.0
         return np.asarray(np.log(floor + np.exp(log_a - a * log_n) + np.exp(log_b - b * log_d)))
 
@@ -133,13 +170,19 @@ def allocation(
         Optimum(
             budget,
             exp(known(lambda at, c=budget: log_size(at, c))),
-            exp(known(lambda at, c=budget: np.log(c / kappa) - log_size(at, c))),
+            exp(known(lambda at, c=budget: log_tokens(at, c))),
             exp(known(lambda at, c=budget: log_loss(at, c))),
             not seen[0] * 0.99 <= budget <= seen[1] * 1.01,
         )
         for budget in budgets
     )
-    return Allocation(known(share), known(lambda at: 1 - share(at)), kappa, optima)
+    return Allocation(
+        known(share),
+        known(lambda at: (1 - cost.u * share(at)) / cost.v),
+        cost,
+        optima,
+        fixed=alpha == beta,
+    )
 
 
 def _has_floor(fit: Fit) -> bool:

@@ -64,13 +64,29 @@ def _runs(table: pd.DataFrame, coverage: str) -> dict[str, str]:
         "parameters counted": _counted(table),
         "FLOPs rule": _rule(table),
         "seeds": ", ".join(str(seed) for seed in sorted(set(table["seed"]))),
-        "loss": "held-out, nats per token, as the table gives it; last point of each run, not smoothed",
+        "loss": _loss(table),
+        "checkpoints": _checkpoints(table),
     }
     for entry, names in RECORDED.items():
         there = [name for name in names if name in table]
         values = list(dict.fromkeys(str(v) for v in table[there[0]])) if there else []
         section[entry] = ", ".join(values[:6]) + (" ..." if len(values) > 6 else "") if values else UNKNOWN
     return section
+
+
+def _loss(table: pd.DataFrame) -> str:
+    kinds = [name for name in ("loss_kind", "split", "loss_split") if name in table]
+    if not kinds:
+        return f"column val_loss; whether held out, smoothed and per token is {UNKNOWN}"
+    return f"column val_loss; {kinds[0]}: {', '.join(sorted({str(v) for v in table[kinds[0]]}))}"
+
+
+def _checkpoints(table: pd.DataFrame) -> str:
+    for name in ("run", "run_name", "run_id"):
+        if name in table:
+            runs = table[name].nunique()
+            return "one point a run" if runs == len(table) else f"{len(table)} points of {runs} runs"
+    return UNKNOWN
 
 
 def _range(table: pd.DataFrame, column: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.special import gammaincinv, ndtr
+from scipy.special import fdtrc, gammaincinv, ndtr
 
 from analysis.arrays import Array
 from analysis.digits import number, probability
@@ -25,6 +25,12 @@ OPEN = 0.2
 """E counts as hardly identified where its standard error is above this share of it (docs/coverage.md)."""
 
 Groups = Mapping[str, tuple[Array, Array]]
+SHORT = {
+    "none": "without E",
+    "given": "with E given",
+    "shared": "with one E",
+    "separate": "with E for each",
+}
 HYPOTHESES = {
     "none": "Without an irreducible loss",
     "given": "With a given irreducible loss",
@@ -138,7 +144,12 @@ def compare_slopes(
     wanted += [("shared", 0.0), ("separate", 0.0)]
     tests = [slope_test(enough, name, floor, permutations) for name, floor in wanted]
     words = design or f"{sum(len(loss) for _, loss in groups.values())} runs"
-    return Comparison(tuple(tests), verdict(tests, words))
+    left_out = [
+        f"{name} ({len(loss)} run{'s' if len(loss) != 1 else ''}, 3 budgets are needed)"
+        for name, (_, loss) in groups.items()
+        if name not in enough
+    ]
+    return Comparison(tuple(tests), verdict(tests, words, left_out))
 
 
 def slope_test(
@@ -289,29 +300,64 @@ def _detectable_in_errors(dof: int, level: float, power: float) -> float:
     return float(brentq(shortfall, 0.0, high, xtol=1e-12))
 
 
-def verdict(tests: list[SlopeTest | NoTest], design: str) -> str:
-    """Say in plain words what the tests can and cannot tell."""
+def verdict(tests: list[SlopeTest | NoTest], design: str, left_out: Sequence[str] = ()) -> str:
+    """Say in plain words what the tests can and cannot tell.
+
+    Args:
+        tests: under each view of the irreducible loss.
+        design: in words.
+        left_out: structures that could not be compared, each with the reason.
+    """
     done = [test for test in tests if isinstance(test, SlopeTest)]
+    gone = [f"Left out: {', '.join(left_out)}."] if left_out else []
     if not done:
-        return f"No test of the exponents: {_reason(tests)}."
+        return " ".join([f"No test of the exponents: {_reason(tests)}.", *gone])
     sentences = [_sentence(test) for test in tests]
-    if len({test.rejected for test in done}) > 1:
+    misfit = _misfit(done)
+    holds = [test for test in done if misfit is None or test.hypothesis != "none"]
+    if misfit is not None:
+        sentences.append(misfit)
+    if len({test.rejected for test in holds}) > 1:
         sentences.append("The answer depends on the irreducible loss, so the data do not settle it.")
-    elif not done[0].rejected and _steepest(done[0]) != _steepest(done[-1]):
+    elif not holds[0].rejected and _steepest(holds[0]) != _steepest(holds[-1]):
         sentences.append(
-            f"Which structure is steepest depends on the irreducible loss: {_steepest(done[0])} without it, "
-            f"{_steepest(done[-1])} with it."
+            f"Which structure is steepest depends on the irreducible loss: {_steepest(holds[0])} "
+            f"{SHORT[holds[0].hypothesis]}, {_steepest(holds[-1])} {SHORT[holds[-1].hypothesis]}."
         )
-    first = done[0]
-    values = list(first.exponents.values())
-    largest, limit = max(values) - min(values), first.detectable
-    sentences.append(
-        f"{design} can only detect slope differences above {number(limit, limit)} between two structures "
-        f"(80 % power at the 5 % level); the largest found is {number(largest, limit)}."
-    )
-    if not any(test.rejected for test in done):
+    sentences += [_limits(done, design), *gone]
+    if not any(test.rejected for test in holds):
         sentences.append("That equality is not rejected does not show that the slopes are equal.")
     return " ".join(sentences)
+
+
+def _limits(done: Sequence[SlopeTest], design: str) -> str:
+    """What differences the design can find, and the largest found, under each view."""
+    parts, found = [], []
+    for test in done:
+        values, limit = list(test.exponents.values()), test.detectable
+        parts.append(f"{number(limit, limit)} {SHORT[test.hypothesis]}")
+        found.append(number(max(values) - min(values), limit))
+    return (
+        f"{design} can only detect slope differences above {', '.join(parts)} between two structures "
+        f"(80 % power at the 5 % level); the largest found: {', '.join(found)}."
+    )
+
+
+def _misfit(done: Sequence[SlopeTest]) -> str | None:
+    """Whether the curves bend so that a law without an irreducible loss does not fit, in words."""
+    by_name = {test.hypothesis: test for test in done}
+    plain, bent = by_name.get("none"), by_name.get("shared")
+    if plain is None or bent is None or not bent.irreducible_se:
+        return None
+    squares = bent.residual_sd**2 * bent.test.dof
+    statistic = (plain.residual_sd**2 * plain.test.dof - squares) / bent.residual_sd**2
+    p_value = float(fdtrc(1, bent.test.dof, max(0.0, statistic)))
+    if p_value >= LEVEL:
+        return None
+    return (
+        f"The curves bend: without an irreducible loss they do not fit (F(1, {bent.test.dof}) = "
+        f"{statistic:.1f}, p {probability(p_value)}), so the first answer counts for little."
+    )
 
 
 def _reason(tests: list[SlopeTest | NoTest]) -> str:

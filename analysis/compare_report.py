@@ -54,7 +54,6 @@ class Report:
     savings: tuple[Multipliers, ...]
     baseline: str
     surfaces: SurfaceComparison | None
-    caution: str | None
 
 
 def compare_report(
@@ -67,7 +66,6 @@ def compare_report(
     irreducible: float | None,
     permutations: int,
     watch: Callable[[int], None] = lambda done: None,
-    clusters: Sequence[str] | None = None,
 ) -> Report:
     """Compare structures by nested fits, multipliers and gaps.
 
@@ -81,7 +79,6 @@ def compare_report(
         irreducible: a known E in nats per token, or None.
         permutations: samples of the permutation tests.
         watch: told how many of `PARTS` are done.
-        clusters: the run of each point, where several are of one run.
 
     Raises:
         AnalysisError: fewer than two structures with enough runs, or a baseline that is none of them.
@@ -112,18 +109,7 @@ def compare_report(
         lines = {structure: (d, loss) for structure, (_, d, loss) in known.items()}
         savings += [multipliers(lines, law, "tokens", reference) for law in (POWER, IRREDUCIBLE)]
         planes = compare_surfaces(CHINCHILLA, known, reference, permutations)
-    return Report(
-        name, runs, comparison, models, tuple(steps), tuple(savings), reference, planes, _caution(clusters)
-    )
-
-
-def _caution(clusters: Sequence[str] | None) -> str | None:
-    if clusters is None:
-        return None
-    return (
-        f"SL018 points of one run: {len(clusters)} points come from {len(set(clusters))} runs, and all that "
-        "follows takes them for runs of their own: p-values are too small and intervals too narrow"
-    )
+    return Report(name, runs, comparison, models, tuple(steps), tuple(savings), reference, planes)
 
 
 def _model(law: SumLaw, groups: Groups, free: tuple[str, ...]) -> JointFit | None:
@@ -213,7 +199,7 @@ def markdown(report: Report) -> str:
     parts = [
         f"# {report.name}: do the structures scale differently?",
         f"**Verdict.** {report.comparison.verdict}",
-        f"Data: {report.runs.coverage()}." + (f" {report.caution}." if report.caution else ""),
+        f"Data: {report.runs.coverage()}.",
         "## Exponents",
         markdown_table(SLOPE_HEADER, slope_rows(report.comparison.tests)),
         "## Nested fits",
@@ -269,7 +255,6 @@ def to_json(report: Report) -> str:
     body = {
         "name": report.name,
         "baseline": report.baseline,
-        "caution": report.caution,
         **report.comparison.to_dict(),
         "models": {title: None if fit is None else fit.to_dict() for title, fit in report.models},
         "steps": [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.allocation import SIX, allocation
+from analysis.allocation import SIX, Cost, allocation
 from analysis.arrays import Array
 from analysis.engine.newton import minimise
 from analysis.engine.solve import EFFICIENT, LEAST_DELTA, Optimum, noise_sd, solve, vanished
@@ -293,7 +293,7 @@ def difference(
     fit = fit_law(study.law, study.data, np.exp(log_loss), settings=settings, clusters=study.clusters)
     if not isinstance(fit, Fit) or fit.intervals is None:
         return math.inf
-    split = allocation(fit, SIX, (), (0.0, 0.0)) if "a" in names else None
+    split = allocation(fit, Cost(SIX, 1.0, 1.0), (), (0.0, 0.0)) if "a" in names else None
     worst = 0.0
     for place, name in enumerate(names):
         if name != "a":

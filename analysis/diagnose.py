@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.allocation import allocation
+from analysis.allocation import Cost, allocation, cost_of
 from analysis.arrays import Array
 from analysis.budgets import group_budgets, rounded_budgets, six_nd_gap
 from analysis.claim import Claim, claim_findings
@@ -176,14 +176,14 @@ def _counts(table: pd.DataFrame, fit: Fit | Refusal) -> list[Finding]:
     if len(sizes) < 2 or float(np.median(sizes)) < CURVE_POINTS:
         return found
     curves = isoflop(n, d, c, y)
-    return [*found, *curves.findings, *_disagreement(curves.a, fit, c)]
+    return [*found, *curves.findings, *_disagreement(curves.a, fit, cost_of(n, d, c))]
 
 
-def _disagreement(a: Any, fit: Fit | Refusal, c: Array) -> list[Finding]:
+def _disagreement(a: Any, fit: Fit | Refusal, cost: Cost) -> list[Finding]:
     """Approach 2 against approach 3 on the same runs."""
     if isinstance(fit, Refusal) or not isinstance(a, Exponent) or fit.spread is None:
         return []
-    found = allocation(fit, 6.0, [], (float(c.min()), float(c.max())))
+    found = allocation(fit, cost, [], (0.0, 0.0))
     if found is None:
         return []
     joint = agreement(a, found.a.value, (found.a.high - found.a.low) / (2 * 1.96), fit.spread.dof)

@@ -24,6 +24,7 @@ from analysis.uncertainty import RESAMPLES, Spread, condition_number, profile_in
 LAWS: dict[str, SumLaw] = {**SUM_LAWS, BROKEN.name: BROKEN}
 """All that can be fitted, by name."""
 SAME_VALUE = 1e-6
+NO_CHANGE = 1e-12
 LEAST_SQUARES_DOF = 6
 """With fewer degrees of freedom the scale of the noise, and so Huber's delta, would be little but chance."""
 ILL_CONDITIONED = 3e3
@@ -216,6 +217,8 @@ def fit_law(
     p = len(bound.columns)
     if reason := _too_few(form, data, bound.n, p):
         return Refusal(form.name, group, bound.n, reason)
+    if float(np.ptp(bound.log_loss)) < NO_CHANGE:
+        return Refusal(form.name, group, bound.n, "the loss does not vary")
     if reason := _rising(form, data, loss):
         return Refusal(form.name, group, bound.n, reason)
     delta = settings.huber_delta
@@ -266,11 +269,14 @@ def _finish(
     }
     params.update(optimum.fixed)
     certificate = _certificate(optimum, columns)
-    errors, intervals = _errors(optimum, spread)
-    method = spread.method if spread is not None and intervals is not None else None
-    if settings.interval == "profile" and spread is not None and intervals is not None:
-        intervals, method = _profiled(optimum, spread, intervals), PROFILE
     findings, identified = fit_findings(optimum, spread, certificate.condition, floor_test(optimum), clusters)
+    open_design = any(finding.code == "SL006" for finding in findings)
+    errors, intervals = (None, None) if open_design else _errors(optimum, spread)
+    method = spread.method if spread is not None and intervals is not None else None
+    # A profile takes points for independent, which those of one run are not.
+    alone = clusters is None or len(set(clusters)) == len(clusters)
+    if settings.interval == "profile" and alone and spread is not None and intervals is not None:
+        intervals, method = _profiled(optimum, spread, intervals), PROFILE
     least_squares = not math.isfinite(optimum.delta)
     return Fit(
         law=bound.law.name,

@@ -70,10 +70,12 @@ def exponent_lines(fits: Sequence[Fit | Refusal], optima: Sequence[Allocation | 
     lines = []
     for fit, found in zip(fits, optima, strict=True):
         if found is not None:
-            lines.append(
-                f"{fit.group}: N* ~ C^a with a = {_known(found.a)}, D* ~ C^b with b = {_known(found.b)}; "
-                f"C = {found.kappa:.3g} N D."
+            a, b = (
+                (f"{found.a.value:.3g} (fixed by the law)", f"{found.b.value:.3g}")
+                if found.fixed
+                else (_known(found.a), _known(found.b))
             )
+            lines.append(f"{fit.group}: N* ~ C^a with a = {a}, D* ~ C^b with b = {b}; {found.cost.formula}.")
     return lines
 
 

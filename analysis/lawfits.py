@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.allocation import Allocation, allocation, flops_per_parameter_token
+from analysis.allocation import Allocation, allocation, cost_of
 from analysis.arrays import Array
 from analysis.engine.sums import DERIVED, SumLaw
 from analysis.errors import AnalysisError
@@ -158,8 +158,8 @@ def _allocation(fit: Fit | Refusal, data: dict[str, Array], runs: Runs, mine: Ar
         return None
     counted = runs.table["train_flops"].to_numpy(np.float64)[np.asarray(mine, bool)]
     known = counted if bool(np.isfinite(counted).all()) else None
-    kappa = flops_per_parameter_token(data["params"], data["tokens"], known)
-    spent = known if known is not None else kappa * data["params"] * data["tokens"]
+    cost = cost_of(data["params"], data["tokens"], known)
+    spent = known if known is not None else cost.kappa * data["params"] * data["tokens"]
     low, high = float(spent.min()), float(spent.max())
     budgets = [*np.geomspace(low, high, BUDGETS).tolist(), high * BEYOND]
-    return allocation(fit, kappa, budgets, (low, high))
+    return allocation(fit, cost, budgets, (low, high))

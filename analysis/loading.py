@@ -15,7 +15,7 @@ from analysis.reading import ENDINGS, NEEDED, parse_map, read_csv, read_table
 from analysis.table import Runs, rows_meeting, runs_table
 from analysis.terminal import YELLOW, coloured
 
-RUN_COLUMNS = ("run", "run_name")
+RUN_COLUMNS = ("run", "run_name", "run_id", "wandb_id")
 
 
 def load(
@@ -113,7 +113,7 @@ def run_labels(runs: Runs, column: str | None, quiet: bool = False) -> list[str]
 
     Args:
         runs: the table.
-        column: that names the runs; without, a column `run` or `run_name` is taken.
+        column: that names the runs; without, one of `RUN_COLUMNS` is taken.
         quiet: whether to say nothing of a column that was taken.
 
     Raises:
@@ -130,6 +130,26 @@ def run_labels(runs: Runs, column: str | None, quiet: bool = False) -> list[str]
                 note(f"{len(set(labels))} runs by column '{name}': points of a run go together in errors")
             return labels
     return None
+
+
+def last_points(runs: Runs, column: str | None) -> Runs:
+    """Only the last point of each run, where several points come from one; a line says so.
+
+    Tests between structures take points for independent, which those of one run are not.
+
+    Args:
+        runs: the table.
+        column: that names the runs; without, one of `RUN_COLUMNS` is taken.
+    """
+    labels = run_labels(runs, column, quiet=True)
+    if labels is None:
+        return runs
+    table = runs.table.assign(_run=labels)
+    by = "tokens" if not table["tokens"].isna().any() else "train_flops"
+    last = table.sort_values(by, kind="stable").drop_duplicates(["structure", "_run"], keep="last")
+    kept = table.loc[sorted(last.index)].drop(columns="_run").reset_index(drop=True)
+    note(f"{len(table)} points of {len(kept)} runs: compared by the last point of each")
+    return replace(runs, table=kept)
 
 
 def check_folder(results: Path) -> None:

@@ -28,6 +28,7 @@ POSITIVE = ("params", "tokens", "train_flops", "val_loss")
 OPTIONAL_NUMBERS = ("val_loss_se", "val_bits_per_byte", "entropy_rate", "seconds", "params_avg")
 KNOWN = ("params", "tokens", "train_flops", "val_loss", "structure", "seed", "size", "run_id", "state")
 LEADING = ("run_id", "state", "size", "structure", "seed", "params", "tokens", "train_flops", "val_loss")
+STATES = ("done", "missing", "running", "failed", "diverged", "corrupted", "preempted", "new")
 LEFT_OUT = ("schema", "sha256", "finished", "flops")
 
 Cells = dict[str, str]
@@ -184,6 +185,14 @@ def from_rows(
     Raises:
         AnalysisError: a value that cannot stand, or a run that appears twice.
     """
+    if not any(row.get("state") in STATES for row in rows):
+        # A column of this name that holds other words than ours is another's.
+        rows = [{name: text for name, text in row.items() if name != "state"} for row in rows]
+    if condition is not None:
+        # Before anything is checked, so that rows that cannot stand can be left out by it.
+        met = rows_meeting(_as_text(rows, theirs or {}), condition)
+        labels = [label for label, yes in zip(labels, met, strict=True) if yes]
+        rows = [row for row, yes in zip(rows, met, strict=True) if yes]
     done = [i for i, row in enumerate(rows) if row.get("state", "done") == "done"]
     absent: dict[str, list[str]] = {"missing": [], "diverged": [], "failed": [], "corrupted": []}
     for i, row in enumerate(rows):
@@ -193,18 +202,16 @@ def from_rows(
     lost = tuple(row for row in rows if row.get("state") == "diverged" and row.get("structure"))
     columns = _columns([rows[i] for i in done])
     typed = [_typed_row(rows[i], columns, f"{source}: {labels[i]}") for i in done]
-    if condition is not None:
-        frame = pd.DataFrame(typed, columns=columns)
-        renamed = {name: frame[ours] for name, ours in (theirs or {}).items() if name not in frame}
-        met = rows_meeting(frame.assign(**renamed), condition)
-        typed, done = (
-            [row for row, yes in zip(typed, met, strict=True) if yes],
-            [i for i, yes in zip(done, met, strict=True) if yes],
-        )
     _refuse_repeats(typed, [labels[i] for i in done], source)
     typed.sort(key=_row_order)
     table = pd.DataFrame(typed, columns=columns)
     return Runs(table, **{state: tuple(ids) for state, ids in absent.items()}, lost=lost)
+
+
+def _as_text(rows: Sequence[Cells], theirs: Mapping[str, str]) -> pd.DataFrame:
+    """The cells as a table, the file's own names of our columns beside ours."""
+    frame = pd.DataFrame(list(rows)).fillna("")
+    return frame.assign(**{name: frame[ours] for name, ours in theirs.items() if name not in frame})
 
 
 def rows_meeting(table: pd.DataFrame, condition: str) -> list[bool]:
@@ -216,7 +223,8 @@ def rows_meeting(table: pd.DataFrame, condition: str) -> list[bool]:
     frame = table.copy()
     for name in frame.columns:
         numbers = pd.to_numeric(frame[name], errors="coerce")
-        if bool(numbers.notna().all()):
+        # A few cells without a number, such as nan or diverged, meet no condition on numbers.
+        if 2 * int(numbers.notna().sum()) >= len(numbers):
             frame[name] = numbers
     try:
         met = frame.eval(condition, engine="python", local_dict={}, global_dict={})
@@ -250,10 +258,18 @@ def _typed_row(cells: Cells, columns: Sequence[str], place: str) -> dict[str, An
         elif name == "seed":
             row[name] = _seed(text, place) if text else 0
         elif name in OPTIONAL_NUMBERS or name.startswith("flops_"):
-            row[name] = _number(text, f"{place}: {name}") if text else math.nan
+            row[name] = _number_or_nan(text)
         else:
             row[name] = text or ""
     return row
+
+
+def _number_or_nan(text: str | None) -> float:
+    """A number of a column that is used only where it is one."""
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        return math.nan
 
 
 def _number(text: str, place: str) -> float:
@@ -283,22 +299,22 @@ def _seed(text: str, place: str) -> int:
 def _refuse_repeats(rows: Sequence[dict[str, Any]], labels: Sequence[str], source: str) -> None:
     """A run id appears once; rows without one are the same run where all that identifies them is equal."""
     seen: dict[tuple[str, ...], str] = {}
+    of_run: dict[str, tuple[tuple[str, str], str]] = {}
     for row, label in zip(rows, labels, strict=True):
-        run_id = row.get("run_id")
+        run_id, who = str(row.get("run_id") or ""), (row["structure"], str(row["seed"]))
         # Text, since NaN (an unknown count) equals nothing, itself included.
-        by_content = tuple(
-            str(row[name]) for name in ("structure", "params", "tokens", "train_flops", "seed")
-        )
-        key = (str(run_id),) if run_id else by_content
-        if key in seen:
+        spent = tuple(str(row[name]) for name in ("params", "tokens", "train_flops"))
+        # Checkpoints of one run share its id, its structure and its seed.
+        other = of_run.setdefault(run_id, (who, label)) if run_id else (who, label)
+        key = (run_id, *spent) if run_id else (*who, *spent)
+        if other[0] != who or key in seen:
+            first = other[1] if other[0] != who else seen[key]
             what = (
                 "same run id); drop one"
                 if run_id
-                else (
-                    "same structure, FLOPs and seed); drop one, or tell replicates apart by a column 'seed'"
-                )
+                else "same structure, FLOPs and seed); drop one, or tell replicates apart by a column 'seed'"
             )
-            raise AnalysisError(f"{source}: {label} repeats {seen[key]} ({what}")
+            raise AnalysisError(f"{source}: {label} repeats {first} ({what}")
         seen[key] = label
 
 

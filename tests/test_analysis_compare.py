@@ -133,7 +133,13 @@ def test_answer_that_hangs_on_the_floor_is_said_to_be_open() -> None:
     plain, shared, _ = comparison.tests
     assert isinstance(plain, SlopeTest) and plain.rejected
     assert isinstance(shared, SlopeTest) and not shared.rejected
-    assert "The answer depends on the irreducible loss" in comparison.verdict
+    assert "The curves bend: without an irreducible loss they do not fit (F(1, 11) = " in comparison.verdict
+    assert "The answer depends on" not in comparison.verdict
+
+
+def test_structures_that_cannot_be_compared_are_named() -> None:
+    groups = {**curves([0.1, 0.12], 0.0, 0.003), "small": (FLOPS[:2], np.array([3.0, 2.9]))}
+    assert "Left out: small (2 runs, 3 budgets are needed)." in compare_slopes(groups).verdict
 
 
 def fits(groups: Groups, law: SumLaw, own: tuple[str, ...] = ()) -> tuple[JointFit, JointFit]:

@@ -11,7 +11,7 @@ import pytest
 from test_analysis_diagnose import LAW, command, frame, grid
 from test_analysis_diagnose import budgets as isoflop_budgets
 
-from analysis.allocation import allocation, flops_per_parameter_token
+from analysis.allocation import allocation, cost_of
 from analysis.arrays import Array
 from analysis.fit import Fit, Settings, fit_law
 from analysis.laws import IRREDUCIBLE, POWER
@@ -94,7 +94,9 @@ def test_groups_and_joint_fits(
         (["--law", "chinchilla", "--share", "gamma"], "--share gamma: chinchilla has no such parameter"),
         (["--law", "chinchilla", "--share", "A"], "alpha of each structure needs A of each structure"),
         (["--law", "chinchilla", "--huber-delta", "0"], "0 must be above zero"),
-        (["--law", "chinchilla", "--huber-delta", "x"], "invalid"),
+        (["--law", "chinchilla", "--huber-delta", "x"], "'x' is no number"),
+        (["--law", "chinchilla", "--seed", "-1"], "-1 must lie from 0 to"),
+        (["--cluster", "run"], "--cluster: needs a law to fit"),
         (["--law", "chinchilla", "--filter", "params <"], "--filter"),
         (["--law", "chinchilla", "--filter", "params > 3e9"], "needs at least"),
         (["--law", "average"], "needs params_avg of every run"),
@@ -137,11 +139,9 @@ def test_the_literatures_objective(
 def test_optimal_allocation_is_where_the_loss_is_lowest() -> None:
     table = isoflop_budgets()
     found = fitted(table)
-    kappa = flops_per_parameter_token(
-        table["params"].to_numpy(), table["tokens"].to_numpy(), table["train_flops"].to_numpy()
-    )
-    assert kappa == pytest.approx(6)
-    best = allocation(found, kappa, [1e19], (1e18, 1e21))
+    cost = cost_of(*(table[name].to_numpy() for name in ("params", "tokens", "train_flops")))
+    assert (cost.kappa, cost.u, cost.v) == pytest.approx((6, 1, 1))
+    best = allocation(found, cost, [1e19], (1e18, 1e21))
     assert best is not None and best.a.low < LAW["beta"] / (LAW["alpha"] + LAW["beta"]) < best.a.high
     sizes = np.geomspace(1e7, 1e10, 20001)
     losses = found.predict({"params": sizes, "tokens": 1e19 / 6 / sizes})
@@ -149,6 +149,19 @@ def test_optimal_allocation_is_where_the_loss_is_lowest() -> None:
     assert at.params.value == pytest.approx(sizes[int(np.argmin(losses))], rel=1e-3)
     assert at.loss.value == pytest.approx(float(losses.min()), rel=1e-6) and not at.extrapolated
     assert at.params.value * at.tokens.value * 6 == pytest.approx(1e19)
+
+
+def test_allocation_follows_the_flops_that_are_counted() -> None:
+    """Attention and embeddings make C / (N D) fall with size: a is then beta / (alpha v + beta u)."""
+    table = isoflop_budgets()
+    n, d = table["params"].to_numpy(), table["tokens"].to_numpy()
+    cost = cost_of(n, d, 300 * n**0.7 * d)
+    assert (cost.kappa, cost.u, cost.v) == pytest.approx((300, 0.7, 1.0))
+    best = allocation(fitted(table), cost, [3e19], (1e18, 1e21))
+    assert best is not None and best.a.value == pytest.approx(0.28 / (0.34 + 0.7 * 0.28), abs=0.02)
+    sizes = np.geomspace(1e6, 1e12, 40001)
+    losses = fitted(table).predict({"params": sizes, "tokens": 3e19 / 300 / sizes**0.7})
+    assert best.optima[0].params.value == pytest.approx(sizes[int(np.argmin(losses))], rel=2e-3)
 
 
 def test_profile_intervals_agree_with_the_delta_method_where_the_law_is_nearly_linear() -> None:
@@ -188,6 +201,8 @@ def test_whole_runs_are_resampled() -> None:
         return found.intervals["alpha"][1] - found.intervals["alpha"][0]
 
     assert width(together) > 1.3 * width(alone)
+    profile = fitted(table.assign(run=np.repeat(np.arange(12), 5)), interval="profile")
+    assert profile.intervals == together.intervals
     boot = fitted(table.assign(run=np.repeat(np.arange(12), 5)), interval="bootstrap")
     assert "bootstrap of 12 runs" in str(boot.interval_method) and width(boot) > 1.3 * width(alone)
     few = fitted(table.iloc[:25].assign(run=np.repeat(np.arange(5), 5)))

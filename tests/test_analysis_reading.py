@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.errors import AnalysisError
-from analysis.loading import load, run_labels, with_flops
+from analysis.loading import last_points, load, run_labels, with_flops
 from analysis.reading import guess, read_table
 from analysis.table import ONE_CURVE, rows_meeting
 
@@ -127,3 +127,22 @@ def test_bad_files_are_one_line(tmp_path: Path, name: str, text: str, words: str
     with pytest.raises(AnalysisError, match=words) as caught:
         read_table(path, needed=("val_loss",))
     assert "\n" not in str(caught.value)
+
+
+def test_rows_that_cannot_stand_are_dropped_by_a_condition(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "N,D,loss,state,seconds\n1e7,1e8,nan,finished,12s\n2e7,-1,2.9,finished,\n3e7,1e8,2.8,x,7\n"
+    )
+    with pytest.raises(AnalysisError, match="row 2: val_loss = nan is not finite"):
+        read_table(path, needed=("val_loss",))
+    table = read_table(path, needed=("val_loss",), condition="val_loss < 5 and tokens > 0")[0].table
+    assert table["val_loss"].tolist() == [2.8] and table["seconds"].tolist() == [7.0]
+
+
+def test_checkpoints_may_share_a_run_id_and_are_compared_by_their_last(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("run_id,N,D,loss\nr1,1e7,1e8,3\nr1,1e7,2e8,2.9\nr2,2e7,1e8,2.8\nr2,2e7,3e8,2.6\n")
+    runs, _ = read_table(path, needed=("val_loss",))
+    assert sorted(run_labels(runs, None) or []) == ["r1", "r1", "r2", "r2"]
+    assert sorted(last_points(runs, None).table["val_loss"]) == [2.6, 2.9]

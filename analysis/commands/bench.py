@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from analysis.commandline import Commands
+from analysis.commands.options import whole_number
 
 SUMMARY = "Time a fit of 240 points from all starts, 4,000 bootstrap refits, and imports."
 DESCRIPTION = """
@@ -21,10 +22,7 @@ def add(commands: Commands) -> None:
 
 
 def _repeats(word: str) -> int:
-    value = int(word)
-    if not 1 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f"{word} must lie from 1 to 1000")
-    return value
+    return whole_number(word, 1, 1000)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from analysis.commands.options import (
     add_maps,
     add_results,
     put_json,
+    whole_number,
 )
 
 SUMMARY = "Test whether structures differ in their exponents, with and without an irreducible loss."
@@ -32,6 +33,12 @@ def add(commands: Commands) -> None:
     add_group(parser)
     add_maps(parser)
     add_filter(parser)
+    parser.add_argument(
+        "--cluster",
+        metavar="COLUMN",
+        help="column that names the run of each point: the last point of each is compared (default: a column "
+        "run, run_name, run_id or wandb_id that repeats)",
+    )
     add_results(parser)
     parser.add_argument("--flops", metavar="CONVENTION", help="count FLOPs by another convention, e.g. 6N")
     parser.add_argument(
@@ -52,10 +59,7 @@ def add(commands: Commands) -> None:
 
 
 def _permutations(word: str) -> int:
-    value = int(word)
-    if not 0 <= value <= 100_000:
-        raise argparse.ArgumentTypeError(f"{word} must lie from 0 to 100000")
-    return value
+    return whole_number(word, 0, 100_000)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -65,12 +69,12 @@ def run(args: argparse.Namespace) -> None:
     from analysis.analyse import design_words, known_floor, points
     from analysis.compare_report import PARTS, compare_report, markdown, to_json
     from analysis.errors import AnalysisError
-    from analysis.loading import load, run_labels, with_flops
+    from analysis.loading import last_points, load, with_flops
     from analysis.progress import Progress
     from analysis.table import structures_of, use_flops
 
     name, runs = load(args.table, args.results, args.maps, ("val_loss",), args.group, args.condition)
-    runs = with_flops(runs)
+    runs = last_points(with_flops(runs), args.cluster)
     if args.flops is not None:
         runs = use_flops(runs, args.flops)
     if runs.table.empty or bool(runs.table["train_flops"].isna().any()):
@@ -83,7 +87,6 @@ def run(args: argparse.Namespace) -> None:
         n, d = (runs.table[name].to_numpy(np.float64) for name in ("params", "tokens"))
         labels = runs.table["structure"].to_numpy(str)
         surfaces = {s: (n[labels == s], d[labels == s], loss) for s, (_, loss) in groups.items()}
-    clusters = run_labels(runs, None, quiet=True)
     with Progress("structures compared", PARTS) as progress:
         report = compare_report(
             runs,
@@ -95,7 +98,6 @@ def run(args: argparse.Namespace) -> None:
             known_floor(runs.table, args.irreducible),
             args.permutations,
             progress.update,
-            clusters,
         )
     if args.json is not None and put_json(args.json, to_json(report)):
         return

@@ -15,7 +15,9 @@ from analysis.commands.options import (
     add_json,
     add_maps,
     add_results,
+    number_of,
     put_json,
+    whole_number,
 )
 from analysis.terminal import say, show
 
@@ -89,7 +91,7 @@ def _add_method(parser: Parser) -> None:
         "--resamples", type=_count, default=1000, metavar="N", help="of the bootstrap (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the bootstrap (default: %(default)s)"
+        "--seed", type=_seed, default=0, metavar="N", help="of the bootstrap (default: %(default)s)"
     )
     add_cluster(parser)
     parser.add_argument(
@@ -98,17 +100,18 @@ def _add_method(parser: Parser) -> None:
 
 
 def _delta(word: str) -> float:
-    value = float(word)
+    value = number_of(word)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{word} must be above zero; give the noise of log loss, or inf")
     return value
 
 
 def _count(word: str) -> int:
-    value = int(word)
-    if not 20 <= value <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{word} must lie from 20 to 1000000")
-    return value
+    return whole_number(word, 20, 1_000_000)
+
+
+def _seed(word: str) -> int:
+    return whole_number(word, 0, 2**31)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -131,7 +134,7 @@ def _law(args: argparse.Namespace) -> None:
     from analysis.errors import AnalysisError
     from analysis.fit import law_named
     from analysis.law_report import markdown
-    from analysis.lawfits import fit_table
+    from analysis.lawfits import fit_table, law_columns
     from analysis.loading import load, run_labels, with_flops
     from analysis.progress import Progress
     from analysis.table import structures_of, use_flops
@@ -142,7 +145,7 @@ def _law(args: argparse.Namespace) -> None:
     name, runs = load(args.table, args.results, args.maps, ("val_loss",), args.group, args.condition)
     if args.flops is not None:
         runs = use_flops(runs, args.flops)
-    if "train_flops" in law.variables:
+    if "train_flops" in law_columns(law):
         runs = with_flops(runs)
     share = [part.strip() for part in args.share.split(",")] if args.share is not None else None
     clusters = run_labels(runs, args.cluster)
@@ -167,15 +170,24 @@ def _law(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from analysis.analyse import analyse
     from analysis.errors import AnalysisError
-    from analysis.loading import load
+    from analysis.loading import load, with_flops
     from analysis.report import markdown, to_json
     from analysis.table import use_flops
 
-    given = {"--share": args.share, "--huber-delta": args.huber_delta, "--card": args.card}
-    for option, value in given.items():
-        if value is not None:
+    given = {
+        "--share": args.share is not None,
+        "--huber-delta": args.huber_delta is not None,
+        "--card": args.card is not None,
+        "--cluster": args.cluster is not None,
+        "--interval": args.interval != "auto",
+        "--resamples": args.resamples != 1000,
+        "--seed": args.seed != 0,
+    }
+    for option, yes in given.items():
+        if yes:
             raise AnalysisError(f"{option}: needs a law to fit; add for example --law chinchilla")
-    name, runs = load(args.table, args.results, args.maps, group=args.group, condition=args.condition)
+    name, runs = load(args.table, args.results, args.maps, ("val_loss",), args.group, args.condition)
+    runs = with_flops(runs)
     if args.flops is not None:
         runs = use_flops(runs, args.flops)
     analysis = analyse(runs, name, args.irreducible)

@@ -134,14 +134,14 @@ def _optima(structure: str, table: pd.DataFrame, args: argparse.Namespace) -> Op
 
 def _approach_three(budgets: IsoFlop, n: Array, d: Array, c: Array, y: Array) -> tuple[str, Finding | None]:
     """What a fit of L(N, D) to the same runs says of the exponent of N*, and whether the two disagree."""
-    from analysis.allocation import allocation, flops_per_parameter_token
+    from analysis.allocation import allocation, cost_of
     from analysis.fit import Refusal, fit_law
     from analysis.isoflop import Exponent, agreement
 
     fit = fit_law("chinchilla", {"params": n, "tokens": d}, y)
     if isinstance(fit, Refusal):
         return f"Approach 3: none: {fit.reason}.", None
-    found = allocation(fit, flops_per_parameter_token(n, d, c), [], (float(c.min()), float(c.max())))
+    found = allocation(fit, cost_of(n, d, c), [], (0.0, 0.0))
     if found is None or fit.spread is None:
         reasons = "; ".join(str(finding) for finding in fit.findings) or "its errors are not known"
         return f"Approach 3: L(N, D) is not identified ({reasons}).", None

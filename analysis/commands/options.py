@@ -39,7 +39,7 @@ def add_group(parser: Parser) -> None:
     parser.add_argument(
         "--group",
         metavar="COLUMN",
-        help="column that tells the curves apart, such as structure: one fit for each of its values",
+        help="column that tells the curves apart, such as structure: one curve for each of its values",
     )
 
 
@@ -58,8 +58,8 @@ def add_cluster(parser: Parser) -> None:
     parser.add_argument(
         "--cluster",
         metavar="COLUMN",
-        help="column that names the run of each point, where checkpoints of one run are points; whole runs "
-        "are resampled then (default: a column run or run_name)",
+        help="column that names the run of each point, where checkpoints of one run are points; errors are "
+        "then of whole runs (default: a column run, run_name, run_id or wandb_id that repeats)",
     )
 
 
@@ -109,3 +109,22 @@ def put_json(target: str | None, text: str) -> bool:
     if target is not None:
         write_if_changed(Path(target), text)
     return False
+
+
+def number_of(word: str) -> float:
+    """A number given as an option's value."""
+    try:
+        return float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{word}' is no number") from None
+
+
+def whole_number(word: str, low: int, high: int) -> int:
+    """A whole number in a range, given as an option's value."""
+    try:
+        value = int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{word}' is no whole number") from None
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{word} must lie from {low} to {high}")
+    return value

@@ -15,6 +15,7 @@ import numpy as np
 from analysis.arrays import Array, Mask
 from analysis.errors import AnalysisError
 
+EXTREME = 1e100
 ALL = ""
 """The group of a parameter that all structures share."""
 
@@ -236,6 +237,8 @@ def bind(
     values = {name: _checked(law, data, name, loss.size) for name in law.variables}
     if not bool(np.all(np.isfinite(loss) & (loss > 0))):
         raise AnalysisError(f"{law.name}: losses must be finite and above zero; drop the other runs")
+    if float(loss.min()) < 1 / EXTREME or float(loss.max()) > EXTREME:
+        raise AnalysisError(f"{law.name}: losses beyond 1e-100 to 1e100 are no losses; mend their unit")
     names = [ALL] * loss.size if groups is None else list(groups)
     if len(names) != loss.size:
         raise AnalysisError(f"{law.name}: {len(names)} groups for {loss.size} losses; give one a run")
@@ -293,4 +296,6 @@ def _checked(law: SumLaw, data: Mapping[str, Array], name: str, n: int) -> Array
         raise AnalysisError(f"{name}: {value.size} values for {n} losses; give one a run")
     if not bool(np.all(np.isfinite(value) & (value > 0))):
         raise AnalysisError(f"{name}: must be finite and above zero; drop the other runs")
+    if float(value.min(initial=1.0)) < 1 / EXTREME or float(value.max(initial=1.0)) > EXTREME:
+        raise AnalysisError(f"{name}: values beyond 1e-100 to 1e100 cannot be fitted; mend their unit")
     return value

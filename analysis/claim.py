@@ -23,6 +23,11 @@ BETTER = 1e-3
 NARROW = 0.5
 """An interval is implausibly narrow below this share of the width that the design and the noise imply."""
 KEYS = ("law", "group", "params", "intervals", "huber_delta", "starts", "bounds")
+OURS = (
+    "formula", "n", "standard_errors", "interval_method", "objective", "dof", "residual_sd", "r_squared",
+    "aicc", "certificate", "identified", "diagnostics", "allocation", "resamples_failed",
+)  # fmt: skip
+"""Further keys of the JSON that `fit` writes."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Claim:
     starts: for each parameter the values that their optimiser began from.
     bounds: for each parameter its lowest and highest allowed value.
     group: the structure that it is of, or None for all.
+    half_units: half a unit of the last digit that each value is printed with, where that is known.
     """
 
     params: dict[str, float]
@@ -43,6 +49,7 @@ class Claim:
     starts: dict[str, list[float]] = field(default_factory=dict)
     bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
     group: str | None = None
+    half_units: dict[str, float] = field(default_factory=dict)
 
 
 def read_claim(path: Path) -> Claim:
@@ -61,21 +68,56 @@ def read_claim(path: Path) -> Claim:
         raise AnalysisError(
             f'--claim {path}: has no object \'params\'; write {{"params": {{"E": 1.69, ...}}}}'
         )
-    try:
-        return Claim(
-            params={name: float(value) for name, value in body["params"].items()},
-            intervals=_pairs(body.get("intervals")),
-            huber_delta=None if body.get("huber_delta") is None else float(body["huber_delta"]),
-            starts={name: [float(v) for v in values] for name, values in (body.get("starts") or {}).items()},
-            bounds=_pairs(body.get("bounds")),
-            group=body.get("group") if isinstance(body.get("group"), str) else None,
-        )
-    except (TypeError, ValueError, AttributeError) as error:
-        raise AnalysisError(f"--claim {path}: {error}; its keys are {', '.join(KEYS)}") from None
+    unknown = [key for key in body if key not in KEYS and key not in OURS]
+    if unknown:
+        raise AnalysisError(f"--claim {path}: '{unknown[0]}' is no key; its keys are {', '.join(KEYS)}")
+    place = f"--claim {path}"
+    params = {name: _finite(value, f"{place}: params.{name}") for name, value in body["params"].items()}
+    delta = body.get("huber_delta")
+    return Claim(
+        params=params,
+        intervals=_pairs(body.get("intervals"), params, f"{place}: intervals"),
+        huber_delta=None if delta is None else _finite(delta, f"{place}: huber_delta"),
+        starts=_lists(body.get("starts"), params, f"{place}: starts"),
+        bounds=_pairs(body.get("bounds"), params, f"{place}: bounds"),
+        group=body.get("group") if isinstance(body.get("group"), str) else None,
+        half_units={name: _half_unit(str(value)) for name, value in body["params"].items()},
+    )
 
 
-def _pairs(values: Mapping[str, Any] | None) -> dict[str, tuple[float, float]]:
-    return {name: (float(low), float(high)) for name, (low, high) in (values or {}).items()}
+def _finite(value: Any, place: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise AnalysisError(f"{place} = {value!r} is no finite number; mend it")
+    return float(value)
+
+
+def _half_unit(text: str) -> float:
+    """Half a unit of the last digit that a number is printed with."""
+    mantissa, _, power = text.lower().partition("e")
+    decimals = len(mantissa.partition(".")[2])
+    return 0.5 * 10.0 ** (int(power or 0) - decimals)
+
+
+def _pairs(values: Any, params: Mapping[str, float], place: str) -> dict[str, tuple[float, float]]:
+    found = {}
+    for name, ends in _lists(values, params, place).items():
+        if len(ends) != 2 or not ends[0] <= ends[1]:
+            raise AnalysisError(f"{place}.{name} = {ends} is no pair [low, high]; mend it")
+        found[name] = (ends[0], ends[1])
+    return found
+
+
+def _lists(values: Any, params: Mapping[str, float], place: str) -> dict[str, list[float]]:
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise AnalysisError(f'{place} is no object of lists by parameter; write {{"E": [0.5, 1]}}')
+    for name, several in values.items():
+        if name not in params:
+            raise AnalysisError(f"{place}.{name}: params has no '{name}'; it has {', '.join(params)}")
+        if not isinstance(several, list):
+            raise AnalysisError(f"{place}.{name} = {several!r} is no list of numbers; mend it")
+    return {name: [_finite(v, f"{place}.{name}") for v in several] for name, several in values.items()}
 
 
 def claim_findings(claim: Claim, law: SumLaw, data: Mapping[str, Array], loss: Array) -> list[Finding]:
@@ -90,6 +132,9 @@ def claim_findings(claim: Claim, law: SumLaw, data: Mapping[str, Array], loss: A
     Raises:
         AnalysisError: the claim lacks a parameter of the law.
     """
+    wrong = [name for name in law.coefficients if claim.params.get(name, 1.0) <= 0]
+    if wrong:
+        raise AnalysisError(f"--claim: {wrong[0]} = {claim.params[wrong[0]]:g} is not above zero; mend it")
     missing = [name for name in law.parameters if name not in claim.params]
     if missing:
         raise AnalysisError(
@@ -133,7 +178,7 @@ def _refit(claim: Claim, law: SumLaw, data: Mapping[str, Array], loss: Array) ->
         return []
     found = []
     theirs = _objective(claim, law, data, loss, delta)
-    if theirs > ours.objective * (1 + BETTER) + 1e-12:
+    if theirs > ours.objective * (1 + BETTER) + 1e-12 and not _rounded(claim, law, ours):
         moved = ", ".join(
             f"{name} {claim.params[name]:.4g} to {value:.4g}"
             for name, value in ours.params.items()
@@ -147,14 +192,29 @@ def _refit(claim: Claim, law: SumLaw, data: Mapping[str, Array], loss: Array) ->
     return [*found, *_narrow(claim, ours)]
 
 
+def _rounded(claim: Claim, law: SumLaw, ours: Fit) -> bool:
+    """Whether the printed digits alone explain a higher objective: the exponents agree to them."""
+    return all(
+        abs(claim.params[name] - ours.value(name)) <= 2 * claim.half_units.get(name, 0.0)
+        for name in law.exponents
+    )
+
+
 def _objective(claim: Claim, law: SumLaw, data: Mapping[str, Array], loss: Array, delta: float) -> float:
     value = np.zeros(len(loss))
+    with np.errstate(over="ignore", under="ignore"):
+        return _summed(claim, law, data, loss, delta, value)
+
+
+def _summed(
+    claim: Claim, law: SumLaw, data: Mapping[str, Array], loss: Array, delta: float, value: Array
+) -> float:
     for term in law.terms:
         part = np.full(len(loss), claim.params[term.coefficient])
         for variable, exponent in term.powers.items():
             part = part * np.asarray(data[variable], np.float64) ** -claim.params[exponent]
         value += part
-    residual = np.abs(np.log(value) - np.log(loss))
+    residual = np.abs(np.log(np.maximum(value, 1e-300)) - np.log(loss))
     inside = np.minimum(residual, delta)
     return float(np.sum(inside * (residual - 0.5 * inside)))
 

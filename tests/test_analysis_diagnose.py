@@ -17,7 +17,7 @@ from analysis.claim import Claim, read_claim
 from analysis.diagnose import diagnose
 from analysis.errors import AnalysisError
 from analysis.findings import CATALOGUE
-from analysis.fit import Settings
+from analysis.fit import LEAST_SQUARES, Fit, Settings, fit_law
 from analysis.laws import CHINCHILLA, IRREDUCIBLE
 from analysis.reading import read_csv
 from analysis.table import Runs
@@ -229,19 +229,37 @@ def test_fits_of_porian_that_never_left_their_start() -> None:
     assert stuck == 9
 
 
+@pytest.mark.parametrize("digits", [2, 3, 4, 8])
+def test_the_optimum_itself_may_be_printed_with_any_number_of_digits(tmp_path: Path, digits: int) -> None:
+    table, path = grid(seed=1), tmp_path / "claim.json"
+    data = {name: table[name].to_numpy() for name in ("params", "tokens")}
+    best = fit_law("chinchilla", data, table["val_loss"].to_numpy(), settings=LEAST_SQUARES)
+    assert isinstance(best, Fit)
+    printed = ", ".join(f'"{name}": {value:.{digits}g}' for name, value in best.params.items())
+    path.write_text(f'{{"params": {{{printed}}}}}')
+    assert "SL001" not in codes(table, claim=read_claim(path))
+
+
 def test_claims_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "claim.json"
     for text, words in (
         ("{", "is no JSON"),
         ("[]", "has no object 'params'"),
-        ('{"params": {"E": "much"}}', "could not convert"),
-        ('{"params": {"E": 1}, "intervals": {"E": [1]}}', "its keys are law, group, params"),
+        ('{"params": {"E": "much"}}', "params.E = 'much' is no finite number"),
+        ('{"params": {"E": NaN}}', "params.E = nan is no finite number"),
+        ('{"params": {"E": 1}, "intervals": {"E": [1]}}', "intervals.E = .1.0. is no pair"),
+        ('{"params": {"E": 1}, "intervals": {"E": [2, 1]}}', "is no pair"),
+        ('{"params": {"E": 1}, "intervals": {"F": [1, 2]}}', "intervals.F: params has no 'F'"),
+        ('{"params": {"E": 1}, "bounds": 3}', "bounds is no object of lists"),
+        ('{"params": {"E": 1}, "intervall": {}}', "'intervall' is no key; its keys are law, group"),
     ):
         path.write_text(text)
         with pytest.raises(AnalysisError, match=words):
             read_claim(path)
     with pytest.raises(AnalysisError, match="cannot be read"):
         read_claim(tmp_path / "none.json")
+    with pytest.raises(AnalysisError, match="A = -1 is not above zero"):
+        codes(grid(), claim=Claim(params={**LAW, "A": -1.0}))
     with pytest.raises(AnalysisError, match="no value of A"):
         codes(grid(), claim=Claim(params={"E": 1.0}))
 

@@ -15,6 +15,7 @@ from analysis.commands.options import (
     add_json,
     add_maps,
     add_results,
+    card_target,
     put_json,
 )
 
@@ -44,7 +45,7 @@ def add(commands: Commands) -> None:
     add_results(parser)
     parser.add_argument("--claim", type=Path, metavar="PATH", help="a published fit, as JSON")
     parser.add_argument(
-        "--card", type=Path, metavar="PATH", help="write a methods card, NAME.md or NAME.json"
+        "--card", type=card_target, metavar="PATH", help="write a methods card, NAME.md or NAME.json"
     )
     parser.add_argument("--strict", action="store_true", help="exit code 1 where anything was found")
     parser.add_argument(

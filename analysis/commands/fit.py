@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.commandline import Commands, Parser
@@ -15,6 +14,7 @@ from analysis.commands.options import (
     add_json,
     add_maps,
     add_results,
+    card_target,
     number_of,
     put_json,
     whole_number,
@@ -95,7 +95,7 @@ def _add_method(parser: Parser) -> None:
     )
     add_cluster(parser)
     parser.add_argument(
-        "--card", type=Path, metavar="PATH", help="write a methods card, NAME.md or NAME.json"
+        "--card", type=card_target, metavar="PATH", help="write a methods card, NAME.md or NAME.json"
     )
 
 

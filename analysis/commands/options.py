@@ -92,7 +92,23 @@ def _json_target(word: str) -> str:
         raise argparse.ArgumentTypeError(
             f"the file to write must be named .json, and '{word}' is not; put --json last to print instead"
         )
+    if word != STDOUT:
+        _in_a_folder(word)
     return word
+
+
+def card_target(word: str) -> Path:
+    """The file of a methods card; its ending and folder are looked at before anything is computed."""
+    if not word.endswith((".md", ".json")):
+        raise argparse.ArgumentTypeError(f"the card must be named .md or .json, and '{word}' is not")
+    _in_a_folder(word)
+    return Path(word)
+
+
+def _in_a_folder(word: str) -> None:
+    folder = Path(word).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{word}: there is no folder '{folder}' to write to; make it first")
 
 
 def put_json(target: str | None, text: str) -> bool:

@@ -14,6 +14,8 @@ ROUNDED = "SL011"
 NOT_SIX_ND = "SL012"
 LABEL_DIGITS = 2
 OFF_LABEL = 0.01
+ONE_RATIO = 3.0
+"""Tokens per parameter within this factor count as one ratio."""
 OFF_SIX_ND = 0.05
 
 
@@ -128,3 +130,20 @@ def six_nd_gap(params: Array, tokens: Array, train_flops: Array) -> Finding | No
         f"counted FLOPs are {100 * float(gap.min()):+.0f} to {100 * float(gap.max()):+.0f} % off 6 N D: "
         "exponents in C depend on which of the two is used",
     )
+
+
+def mixed_ratios(params: Array, tokens: Array) -> Finding | None:
+    """Find out whether runs differ much in tokens per parameter, so that FLOPs alone do not set their loss.
+
+    Args:
+        params: N of one structure's runs, shape (n,).
+        tokens: D, shape (n,).
+    """
+    ratio = tokens / params
+    if not ratio.size or float(ratio.max()) <= ONE_RATIO * float(ratio.min()):
+        return None
+    sentence = (
+        f"from {ratio.min():.3g} to {ratio.max():.3g} tokens per parameter: a law in FLOPs takes what the "
+        "ratio does for noise"
+    )
+    return Finding("SL024", sentence)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.budgets import mixed_ratios
 from analysis.compare import Comparison, Groups, NoTest, SlopeTest, compare_slopes, joint, usable
 from analysis.digits import interval, number, probability, quantity, with_error
 from analysis.engine.sums import SumLaw
@@ -199,7 +200,7 @@ def markdown(report: Report) -> str:
     parts = [
         f"# {report.name}: do the structures scale differently?",
         f"**Verdict.** {report.comparison.verdict}",
-        f"Data: {report.runs.coverage()}.",
+        f"Data: {report.runs.coverage()}.{_ratios(report.runs)}",
         "## Exponents",
         markdown_table(SLOPE_HEADER, slope_rows(report.comparison.tests)),
         "## Nested fits",
@@ -228,6 +229,17 @@ def markdown(report: Report) -> str:
     if report.surfaces is not None:
         parts += _surface_parts(report.surfaces, report.baseline)
     return "\n\n".join(parts) + "\n"
+
+
+def _ratios(runs: Runs) -> str:
+    """A sentence where structures have runs of several ratios, which tests in FLOPs take for noise."""
+    for structure, rows in runs.table.groupby("structure", sort=False):
+        if rows[["params", "tokens"]].isna().any(axis=None):
+            continue
+        mixed = mixed_ratios(rows["params"].to_numpy(np.float64), rows["tokens"].to_numpy(np.float64))
+        if mixed is not None:
+            return f" {mixed.code} {structure}: {mixed.sentence}; the fits in N and D below do not."
+    return ""
 
 
 def _surface_parts(found: SurfaceComparison, baseline: str) -> list[str]:

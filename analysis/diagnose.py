@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.allocation import Cost, allocation, cost_of
 from analysis.arrays import Array
-from analysis.budgets import group_budgets, rounded_budgets, six_nd_gap
+from analysis.budgets import group_budgets, mixed_ratios, rounded_budgets, six_nd_gap
 from analysis.claim import Claim, claim_findings
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
@@ -98,7 +98,7 @@ def diagnose(
         of = None if clusters is None else [run for run, yes in zip(clusters, mine, strict=True) if yes]
         fit = fit_law(law, part, loss[mine], structure, settings=settings, clusters=of)
         findings = [*(fit.findings if isinstance(fit, Fit) else ()), *_columns(runs.table[mine], of)]
-        findings += _counts(runs.table[mine], fit)
+        findings += _counts(runs.table[mine], fit, law)
         findings += _range(part)
         if claim is not None and claim.group in (None, structure):
             findings += claim_findings(claim, law, part, loss[mine])
@@ -166,12 +166,13 @@ def _checkpoints(table: pd.DataFrame, clusters: Sequence[str] | None) -> list[Fi
     return finding
 
 
-def _counts(table: pd.DataFrame, fit: Fit | Refusal) -> list[Finding]:
+def _counts(table: pd.DataFrame, fit: Fit | Refusal, law: SumLaw) -> list[Finding]:
     """How FLOPs are counted, and curves of equal FLOPs where there are any."""
     if table[["params", "tokens", "train_flops"]].isna().any(axis=None) or len(table) < 3:
         return []
     n, d, c, y = (table[k].to_numpy(np.float64) for k in ("params", "tokens", "train_flops", "val_loss"))
-    found = [finding for finding in (rounded_budgets(c, n, d), six_nd_gap(n, d, c)) if finding]
+    mixed = mixed_ratios(n, d) if law.variables == ("train_flops",) else None
+    found = [finding for finding in (rounded_budgets(c, n, d), six_nd_gap(n, d, c), mixed) if finding]
     sizes = [len(np.unique(n[list(budget)])) for budget in group_budgets(c)]
     if len(sizes) < 2 or float(np.median(sizes)) < CURVE_POINTS:
         return found

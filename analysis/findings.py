@@ -53,6 +53,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     ),
     "SL022": ("exponent of the wrong sign", "the loss does not fall with this variable over this range"),
     "SL023": ("short range", "extend the sizes: less than a factor of ten does not show a power law"),
+    "SL024": (
+        "runs of other ratios on one curve",
+        "fit a law in N and D, or keep to one ratio with --filter",
+    ),
 }
 """Code -> (name, remedy)."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from analysis.allocation import Allocation, allocation, cost_of
-from analysis.arrays import Array
+from analysis.arrays import Array, Mask
+from analysis.budgets import mixed_ratios
 from analysis.engine.sums import DERIVED, SumLaw
 from analysis.errors import AnalysisError
 from analysis.fit import Fit, Refusal, Settings, fit_law
@@ -119,12 +120,27 @@ def fit_table(
         part = {key: value[mine] for key, value in data.items()}
         runs_of = None if clusters is None else [run for run, yes in zip(clusters, mine, strict=True) if yes]
         group = structure if grouped or structure != ONE_CURVE else ONE_CURVE
-        fit = fit_law(law, part, loss[mine], group, settings=settings, clusters=runs_of)
+        fit = _with_ratios(
+            fit_law(law, part, loss[mine], group, settings=settings, clusters=runs_of), runs, mine
+        )
         fits.append(fit)
         optima.append(_allocation(fit, part, runs, mine))
         if watch is not None:
             watch(len(fits))
     return LawFits(name, law, runs, tuple(_checked(fits, name)), tuple(optima), grouped)
+
+
+def _with_ratios(fit: Fit | Refusal, runs: Runs, mine: Mask) -> Fit | Refusal:
+    """The fit, with a finding where it is of FLOPs alone and its runs differ in tokens per parameter."""
+    n, d = (runs.table[name].to_numpy(np.float64)[mine] for name in ("params", "tokens"))
+    if (
+        isinstance(fit, Refusal)
+        or fit.optimum.bound.law.variables != ("train_flops",)
+        or np.isnan(n + d).any()
+    ):
+        return fit
+    mixed = mixed_ratios(n, d)
+    return fit if mixed is None else replace(fit, findings=(*fit.findings, mixed))
 
 
 def _joint(

@@ -167,6 +167,11 @@ def test_a_planted_defect_is_found_by_its_code(code: str, table: Callable[[], pd
     assert code in codes(table().reset_index(drop=True))
 
 
+def test_runs_of_other_ratios_on_one_curve_are_found() -> None:
+    assert "SL024" in codes(grid(), IRREDUCIBLE) and "SL024" not in codes(grid())
+    assert "SL024" not in codes(seeds(), IRREDUCIBLE)
+
+
 def test_an_inverted_parabola_is_found() -> None:
     table = budgets(width=4)
     first = table["train_flops"] < 2e18

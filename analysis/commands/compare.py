@@ -6,15 +6,7 @@ import argparse
 import sys
 
 from analysis.commandline import Commands
-from analysis.commands.options import (
-    add_filter,
-    add_group,
-    add_json,
-    add_maps,
-    add_results,
-    put_json,
-    whole_number,
-)
+from analysis.commands.options import add_json, add_table, put_json, whole_number
 
 SUMMARY = "Test whether structures differ in their exponents, with and without an irreducible loss."
 DESCRIPTION = """
@@ -29,17 +21,13 @@ The verdict says in words what the runs can and cannot tell.
 def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("compare", help=SUMMARY, description=f"{SUMMARY}\n\n{DESCRIPTION}")
-    parser.add_argument("table", metavar="TABLE", help="name of a sweep, or a CSV, JSONL or parquet file")
-    add_group(parser)
-    add_maps(parser)
-    add_filter(parser)
+    add_table(parser)
     parser.add_argument(
         "--cluster",
         metavar="COLUMN",
         help="column that names the run of each point: the last point of each is compared (default: a column "
         "run, run_name, run_id or wandb_id that repeats)",
     )
-    add_results(parser)
     parser.add_argument("--flops", metavar="CONVENTION", help="count FLOPs by another convention, e.g. 6N")
     parser.add_argument(
         "--baseline", metavar="NAME", help="structure that the others are held against (default: the first)"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from analysis.commandline import Commands, Parser
-from analysis.commands.options import add_filter, add_group, add_json, add_maps, add_results, put_json
+from analysis.commands.options import add_json, add_table, put_json
 
 if TYPE_CHECKING:
     from analysis.additions import Goal
@@ -30,18 +30,14 @@ lattice, one step beyond it, and extra seeds. Prints Markdown.
 def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("design", help=SUMMARY, description=f"{SUMMARY}\n\n{DESCRIPTION}")
-    parser.add_argument("table", metavar="TABLE", help="a file of planned runs, or the name of a sweep")
+    add_table(parser)
     parser.add_argument(
         "--law",
         metavar="NAME",
         help="power, irreducible (in FLOPs), chinchilla or tied (in N and D); without, all of them",
     )
-    add_group(parser)
     _add_assumptions(parser)
     _add_goal(parser)
-    add_maps(parser)
-    add_filter(parser)
-    add_results(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 

@@ -8,16 +8,7 @@ import sys
 from pathlib import Path
 
 from analysis.commandline import Commands
-from analysis.commands.options import (
-    add_cluster,
-    add_filter,
-    add_group,
-    add_json,
-    add_maps,
-    add_results,
-    card_target,
-    put_json,
-)
+from analysis.commands.options import add_cluster, add_json, add_table, card_target, put_json
 
 SUMMARY = "Look for every known pitfall of a scaling-law fit, by code, with a sentence and a remedy."
 DESCRIPTION = """
@@ -34,15 +25,11 @@ may be left out. --catalogue lists all codes.
 def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("diagnose", help=SUMMARY, description=f"{SUMMARY}\n\n{DESCRIPTION}")
-    parser.add_argument("table", metavar="TABLE", nargs="?", help="name of a sweep, or a file")
+    add_table(parser, optional=True)
     parser.add_argument(
         "--law", metavar="NAME", help="chinchilla where there are params and tokens, else irreducible"
     )
-    add_group(parser)
-    add_maps(parser)
-    add_filter(parser)
     add_cluster(parser)
-    add_results(parser)
     parser.add_argument("--claim", type=Path, metavar="PATH", help="a published fit, as JSON")
     parser.add_argument(
         "--card", type=card_target, metavar="PATH", help="write a methods card, NAME.md or NAME.json"

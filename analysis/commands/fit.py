@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING
 from analysis.commandline import Commands, Parser
 from analysis.commands.options import (
     add_cluster,
-    add_filter,
-    add_group,
     add_json,
-    add_maps,
-    add_results,
+    add_table,
     card_target,
     number_of,
     put_json,
@@ -39,22 +36,18 @@ The JSON is one object, and with --group a list of them. Prints Markdown.
 def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("fit", help=SUMMARY, description=f"{SUMMARY}\n\n{DESCRIPTION}")
-    parser.add_argument("table", metavar="TABLE", help="name of a sweep, or a file")
+    add_table(parser)
     parser.add_argument(
         "--law",
         metavar="NAME",
         help="power, irreducible (in FLOPs), broken (in FLOPs, with a break), chinchilla, tied (in N and D), "
         "overtrain (in C and D/N) or average (in average N and D)",
     )
-    add_group(parser)
     parser.add_argument(
         "--share",
         metavar="NAMES",
         help="fit all structures jointly, these parameters in common, such as E or E,alpha,beta",
     )
-    add_maps(parser)
-    add_filter(parser)
-    add_results(parser)
     parser.add_argument("--flops", metavar="CONVENTION", help="count FLOPs by another convention, e.g. 6N")
     parser.add_argument(
         "--irreducible",

@@ -7,14 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from analysis.commandline import Commands
-from analysis.commands.options import (
-    add_filter,
-    add_group,
-    add_json,
-    add_maps,
-    add_results,
-    put_json,
-)
+from analysis.commands.options import add_json, add_table, put_json
 from analysis.terminal import say, show
 
 if TYPE_CHECKING:
@@ -38,12 +31,8 @@ checkpoints along each run. Prints Markdown, or aligned columns on a terminal.
 def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser("isoflop", help=SUMMARY, description=f"{SUMMARY}\n\n{DESCRIPTION}")
-    parser.add_argument("table", metavar="TABLE", help="name of a sweep, or a file")
-    add_maps(parser)
-    add_results(parser)
-    add_group(parser)
+    add_table(parser)
     parser.add_argument("--only", metavar="NAME", help="only this structure")
-    add_filter(parser)
     parser.add_argument(
         "--tolerance",
         type=float,

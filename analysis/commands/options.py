@@ -1,4 +1,4 @@
-"""The options that commands share: --map, --group, --filter, --cluster, --results, --out and --json."""
+"""The words that commands share: TABLE, --map, --group, --filter, --cluster, --results, --out and --json."""
 
 from __future__ import annotations
 
@@ -32,6 +32,20 @@ def add_maps(parser: Parser) -> None:
         metavar="THEIRS=OURS",
         help="rename columns of a file, several joined by commas, such as params=N,tokens=D (either order)",
     )
+
+
+def add_table(parser: Parser, optional: bool = False) -> None:
+    """Declare TABLE and how to read it: --group, --map, --filter and --results."""
+    parser.add_argument(
+        "table",
+        metavar="TABLE",
+        nargs="?" if optional else None,
+        help="name of a sweep, or a CSV, JSONL or parquet file",
+    )
+    add_group(parser)
+    add_maps(parser)
+    add_filter(parser)
+    add_results(parser)
 
 
 def add_group(parser: Parser) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.arrays import Array
-from analysis.compare import Comparison, compare_slopes
+from analysis.compare.slopes import Comparison, compare_slopes
 from analysis.errors import AnalysisError
 from analysis.fit import LEAST_SQUARES, Fit, Refusal, distinct, fit_law
 from analysis.laws import IRREDUCIBLE, POWER
-from analysis.table import Runs, structures_of
+from analysis.runs.table import Runs, structures_of
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from analysis.uncertainty import refits, resampling_weights
 
 SIZES, RATIOS, NOISE = 20, 12, 0.004
 RESAMPLES = 4000
-IMPORTS = ("analysis", "analysis.fit", "analysis.compare")
+IMPORTS = ("analysis", "analysis.fit", "analysis.compare.slopes")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
+from analysis.compare.ftest import NO_BREAK, break_test
 from analysis.digits import number
 from analysis.engine.broken import SHARP, BrokenBound
 from analysis.engine.solve import Optimum
 from analysis.findings import Finding
-from analysis.ftest import NO_BREAK, break_test
 from analysis.uncertainty import Spread
 
 

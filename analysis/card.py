@@ -19,7 +19,7 @@ from analysis.fit import Fit, Refusal
 from analysis.lawfits import LawFits
 from analysis.output import write_if_changed
 from analysis.report import plain
-from analysis.table import structures_of
+from analysis.runs.table import structures_of
 
 UNKNOWN = "not recorded"
 RECORDED = {

@@ -11,16 +11,16 @@ import pandas as pd
 
 from analysis.allocation import Cost, allocation, cost_of
 from analysis.arrays import Array
-from analysis.budgets import group_budgets, mixed_ratios, rounded_budgets, six_nd_gap
 from analysis.claim import Claim, claim_findings
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
 from analysis.findings import Finding
 from analysis.fit import Fit, Refusal, Settings, fit_law
-from analysis.isoflop import Exponent, agreement, isoflop
+from analysis.isoflop.budgets import group_budgets, mixed_ratios, rounded_budgets, six_nd_gap
+from analysis.isoflop.optima import Exponent, agreement, isoflop
 from analysis.lawfits import variables
 from analysis.laws import CHINCHILLA, IRREDUCIBLE
-from analysis.table import Runs, structures_of
+from analysis.runs.table import Runs, structures_of
 
 TRIES = ("n_trials", "tries", "best_of", "n_lrs", "candidates")
 DECAYED = "lr_decayed"

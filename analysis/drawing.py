@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis import dynamics_tables, gaps_report, report
+from analysis import report
 from analysis.analyse import Analysis, analyse
-from analysis.dynamics import Dynamics, dynamics, learning_rates_differ
+from analysis.arms import dynamics_tables, gaps_report
+from analysis.arms.dynamics import Dynamics, dynamics, learning_rates_differ
+from analysis.arms.gaps import Gaps, gaps
 from analysis.errors import AnalysisError
 from analysis.figures.coordcheck import coordcheck_figure
 from analysis.figures.decode import decode_figure
@@ -18,7 +20,6 @@ from analysis.figures.published import SOURCE, find_published, published_runs, s
 from analysis.figures.scaling import scaling_figure
 from analysis.figures.style import save
 from analysis.fit import Fit
-from analysis.gaps import Gaps, gaps
 from analysis.latency import (
     read_coordcheck,
     read_decode,
@@ -26,9 +27,9 @@ from analysis.latency import (
     read_published_tokens,
     read_published_widths,
 )
-from analysis.loading import is_file, larger, load
 from analysis.output import write_if_changed
-from analysis.table import Runs, to_csv
+from analysis.runs.loading import is_file, larger, load
+from analysis.runs.table import Runs, to_csv
 
 COORDCHECK, FFN, DECODE = Path("coordcheck.csv"), Path("bench", "ffn.csv"), Path("bench", "decode.csv")
 

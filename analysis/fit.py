@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from analysis.arrays import Array
+from analysis.compare.ftest import NO_NOISE as NO_NOISE
+from analysis.compare.ftest import floor_test
 from analysis.engine.broken import BROKEN, BrokenLaw, bind_broken
 from analysis.engine.solve import Optimum, solve
 from analysis.engine.sums import Column, SumLaw, bind
 from analysis.errors import AnalysisError
 from analysis.findings import Finding
 from analysis.fitcheck import fit_findings
-from analysis.ftest import NO_NOISE as NO_NOISE
-from analysis.ftest import floor_test
 from analysis.laws import SUM_LAWS
 from analysis.uncertainty import RESAMPLES, Spread, condition_number, profile_interval, spread_of
 

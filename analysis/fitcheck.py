@@ -10,11 +10,11 @@ from scipy.special import fdtrc, stdtrit
 
 from analysis.arrays import Array
 from analysis.breakcheck import break_findings, break_signs
+from analysis.compare.ftest import NO_NOISE
 from analysis.digits import number, probability
 from analysis.engine.broken import BrokenBound
 from analysis.engine.solve import Optimum, descend
 from analysis.findings import Finding
-from analysis.ftest import NO_NOISE
 from analysis.uncertainty import LEAST_CLUSTERS, Spread
 
 ILL_CONDITIONED = 3e3

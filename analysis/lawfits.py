@@ -11,12 +11,12 @@ import numpy as np
 
 from analysis.allocation import Allocation, allocation, cost_of
 from analysis.arrays import Array, Mask
-from analysis.budgets import mixed_ratios
 from analysis.engine.sums import DERIVED, SumLaw
 from analysis.errors import AnalysisError
 from analysis.fit import Fit, Refusal, Settings, fit_law
+from analysis.isoflop.budgets import mixed_ratios
 from analysis.report import plain
-from analysis.table import ONE_CURVE, Runs, structures_of
+from analysis.runs.table import ONE_CURVE, Runs, structures_of
 
 BUDGETS = 3
 BEYOND = 10.0

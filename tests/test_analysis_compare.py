@@ -11,7 +11,8 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from analysis.analyse import analyse, design_words, points
-from analysis.compare import (
+from analysis.compare.nested import JointFit, nested_test, sampled_statistics
+from analysis.compare.slopes import (
     Groups,
     NoTest,
     SlopeTest,
@@ -23,9 +24,8 @@ from analysis.compare import (
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
 from analysis.laws import IRREDUCIBLE, POWER
-from analysis.nested import JointFit, nested_test, sampled_statistics
-from analysis.reading import parse_map, read_csv
-from analysis.table import Runs, structures_of
+from analysis.runs.reading import parse_map, read_csv
+from analysis.runs.table import Runs, structures_of
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "published" / "fig1_scaling_lowrank_digitised.csv"
 COLUMNS = ["curve=structure,flops_from_repo_formula=train_flops,loss_digitised=val_loss"]

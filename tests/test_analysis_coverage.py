@@ -12,8 +12,8 @@ import pytest
 from analysis.__main__ import parsers
 from analysis.commandline import parse
 from analysis.commands import coverage as command
-from analysis.coverage import NOISE, Study, clean_losses, cover, errors, studies
-from analysis.coverage_report import (
+from analysis.coverage.nulls import WIDE, Setting, clean_groups, reject, settings
+from analysis.coverage.report import (
     COVERAGE_HEADER,
     REJECTION_HEADER,
     WANTED,
@@ -23,9 +23,9 @@ from analysis.coverage_report import (
     simulate,
     to_json,
 )
+from analysis.coverage.simulate import NOISE, Study, clean_losses, cover, errors, studies
 from analysis.errors import AnalysisError
 from analysis.fit import Fit, fit_law
-from analysis.nulls import WIDE, Setting, clean_groups, reject, settings
 
 FEW = [study for study in studies() if study.words in ("4 sizes x 3 ratios", "6 budgets x 4 seeds")]
 TESTS = [setting for setting in settings() if setting.sizes == 4 and setting.flops == WIDE]
@@ -97,8 +97,8 @@ def test_structures_of_a_null_differ_in_all_but_their_exponent(setting: Setting)
 def test_command_prints_and_writes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("analysis.coverage_report.studies", lambda: tuple(FEW[:1]))
-    monkeypatch.setattr("analysis.coverage_report.settings", lambda: tuple(TESTS[:1]))
+    monkeypatch.setattr("analysis.coverage.report.studies", lambda: tuple(FEW[:1]))
+    monkeypatch.setattr("analysis.coverage.report.settings", lambda: tuple(TESTS[:1]))
     words = ["coverage", "--simulations", "2", "--out", str(tmp_path), "--json", str(tmp_path / "c.json")]
     command.run(parse(*parsers(), words))
     printed = capsys.readouterr().out

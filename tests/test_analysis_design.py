@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.additions import Additions, Goal, Search, as_grid, cheapest, standing
 from analysis.arrays import Array
-from analysis.candidates import candidates
-from analysis.compare import LEVEL, Groups, joint
-from analysis.design import (
+from analysis.compare.nested import sampled_statistics
+from analysis.compare.slopes import LEVEL, Groups, joint
+from analysis.design.additions import Additions, Goal, Search, as_grid, cheapest, standing
+from analysis.design.candidates import candidates
+from analysis.design.planned import assume, curves, seed_noise
+from analysis.design.precision import (
     Assumed,
     Difference,
     Grid,
@@ -29,9 +31,7 @@ from analysis.design import (
 )
 from analysis.engine.newton import minimise
 from analysis.laws import CHINCHILLA, IRREDUCIBLE, POWER, TIED
-from analysis.nested import sampled_statistics
-from analysis.planned import assume, curves, seed_noise
-from analysis.reading import read_csv
+from analysis.runs.reading import read_csv
 from analysis.uncertainty import t_quantile
 
 SLOPE = Assumed(POWER, {"k": 10.0, "alpha": 0.055}, 0.004)

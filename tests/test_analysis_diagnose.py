@@ -19,8 +19,8 @@ from analysis.errors import AnalysisError
 from analysis.findings import CATALOGUE
 from analysis.fit import LEAST_SQUARES, Fit, Settings, fit_law
 from analysis.laws import CHINCHILLA, IRREDUCIBLE
-from analysis.reading import read_csv
-from analysis.table import Runs
+from analysis.runs.reading import read_csv
+from analysis.runs.table import Runs
 
 LAW = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 NOISE = 0.002

@@ -13,9 +13,7 @@ import pytest
 from test_analysis_table import make_sweep, result
 
 from analysis.__main__ import main
-from analysis.arrays import Array
-from analysis.drawing import draw, find_dynamics
-from analysis.dynamics import (
+from analysis.arms.dynamics import (
     UNGUIDED,
     Dynamics,
     Rule,
@@ -25,10 +23,12 @@ from analysis.dynamics import (
     learning_rates_differ,
     thinned,
 )
-from analysis.dynamics_tables import markdown, read_dynamics
+from analysis.arms.dynamics_tables import markdown, read_dynamics
+from analysis.arrays import Array
+from analysis.drawing import draw, find_dynamics
 from analysis.errors import AnalysisError
-from analysis.table import runs_table
-from analysis.treatments import FIXED_STEPS
+from analysis.runs.table import runs_table
+from analysis.runs.treatments import FIXED_STEPS
 
 STEPS, NOISE = 650, 0.09
 RATES = (0.01, 0.02, 0.04)

@@ -11,7 +11,7 @@ from test_analysis_isoflop import EPOCH, HOFFMANN, joined, optimum
 
 from analysis.arrays import Array
 from analysis.errors import AnalysisError
-from analysis.isoflop import NoExponent, envelope
+from analysis.isoflop.optima import NoExponent, envelope
 
 
 def checkpoints(law: tuple[float, ...], sizes: Array, points: int = 60) -> tuple[Array, Array, Array, Array]:

@@ -20,10 +20,10 @@ from analysis.errors import AnalysisError
 from analysis.figures.published import find_published, published_runs, shared_structures
 from analysis.figures.scaling import scaling_figure
 from analysis.figures.style import looks, nice_ticks, save
-from analysis.loading import load
-from analysis.reading import read_csv
 from analysis.report import fit_rows, markdown, to_json
-from analysis.table import structures_of
+from analysis.runs.loading import load
+from analysis.runs.reading import read_csv
+from analysis.runs.table import structures_of
 from trainer.rundir import write_result
 
 ROOT = Path(__file__).parents[1]

@@ -16,16 +16,16 @@ import pytest
 from test_analysis_table import csv_file, make_sweep, result
 
 from analysis.__main__ import main
+from analysis.arms.gaps import Difference, Gaps, Row, gaps, holm, paired
+from analysis.arms.gaps_report import markdown, to_csv, to_json
 from analysis.drawing import draw, draw_gaps
 from analysis.errors import AnalysisError
 from analysis.figures.gaps import gaps_figure
-from analysis.gaps import Difference, Gaps, Row, gaps, holm, paired
-from analysis.gaps_report import markdown, to_csv, to_json
-from analysis.loading import together
-from analysis.reading import read_csv
-from analysis.table import Runs, runs_table
-from analysis.table import to_csv as runs_csv
-from analysis.treatments import FIXED_FLOPS, FIXED_STEPS, MORE_TOKENS, PLAIN, STATIC, structure_label
+from analysis.runs.loading import together
+from analysis.runs.reading import read_csv
+from analysis.runs.table import Runs, runs_table
+from analysis.runs.table import to_csv as runs_csv
+from analysis.runs.treatments import FIXED_FLOPS, FIXED_STEPS, MORE_TOKENS, PLAIN, STATIC, structure_label
 
 # What is planted: loss over dense, by treatment.
 PLANTED = {PLAIN: 0.10, FIXED_STEPS: 0.07, FIXED_FLOPS: 0.04, MORE_TOKENS: 0.05}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from analysis.arrays import Array
 from analysis.errors import AnalysisError
-from analysis.frontier import frontier, paule_mandel, suspicion
-from analysis.isoflop import (
+from analysis.isoflop.frontier import frontier, paule_mandel, suspicion
+from analysis.isoflop.optima import (
     Exponent,
     IsoFlop,
     NoExponent,
@@ -24,7 +24,7 @@ from analysis.isoflop import (
     rounded_budgets,
     six_nd_gap,
 )
-from analysis.parabola import fit_quadratic
+from analysis.isoflop.parabola import fit_quadratic
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 HOFFMANN = (1.69, 406.4, 410.7, 0.34, 0.28)

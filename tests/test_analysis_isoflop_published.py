@@ -13,7 +13,7 @@ import pytest
 from test_analysis_isoflop import known, parabolas
 
 from analysis.__main__ import main
-from analysis.isoflop import IsoFlop, isoflop
+from analysis.isoflop.optima import IsoFlop, isoflop
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"
 

@@ -13,9 +13,9 @@ from test_analysis_diagnose import budgets as isoflop_budgets
 
 from analysis.allocation import allocation, cost_of
 from analysis.arrays import Array
+from analysis.compare.multipliers import multipliers
 from analysis.fit import Fit, Settings, fit_law
 from analysis.laws import IRREDUCIBLE, POWER
-from analysis.multipliers import multipliers
 from analysis.uncertainty import bootstrap_tail, resampling_weights
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from analysis.errors import AnalysisError
-from analysis.loading import last_points, load, run_labels, with_flops
-from analysis.reading import guess, read_table
-from analysis.table import ONE_CURVE, rows_meeting
+from analysis.runs.loading import last_points, load, run_labels, with_flops
+from analysis.runs.reading import guess, read_table
+from analysis.runs.table import ONE_CURVE, rows_meeting
 
 ROWS = [
     {"N": 1e7, "D": 2e8, "loss": 3.5, "arch": "dense", "note": "a, b", "width": 64},

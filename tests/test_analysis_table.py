@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from analysis.errors import AnalysisError
-from analysis.labels import family_and_budget
-from analysis.reading import parse_map, read_csv
-from analysis.table import runs_table, structures_of, to_csv, use_flops
+from analysis.runs.labels import family_and_budget
+from analysis.runs.reading import parse_map, read_csv
+from analysis.runs.table import runs_table, structures_of, to_csv, use_flops
 from trainer.rundir import write_result
 
 HEADER = "structure,seed,params,tokens,train_flops,val_loss"
@@ -184,7 +184,8 @@ def test_files_that_are_no_csv(tmp_path: Path) -> None:
 
 def test_analysis_imports_neither_torch_nor_sweeps() -> None:
     code = (
-        "import sys, analysis.table; light = set(sys.modules); import analysis.__main__, analysis.report, "
+        "import sys, analysis.runs.table; light = set(sys.modules); import analysis.__main__, "
+        "analysis.report, "
         "analysis.figures.scaling, analysis.figures.published;"
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'sweeps', 'mlflow')];"
         "bad += [m for m in light if m in ('scipy', 'matplotlib')]; bad += ['pyplot'] * "

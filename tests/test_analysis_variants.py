@@ -14,10 +14,10 @@ from analysis.drawing import draw
 from analysis.errors import AnalysisError
 from analysis.figures.scaling import scaling_figure
 from analysis.figures.style import looks, save
-from analysis.labels import base_and_variant, family_and_budget, structure_order
-from analysis.reading import read_csv
-from analysis.table import runs_table, structures_of, to_csv
-from analysis.variants import variants
+from analysis.runs.labels import base_and_variant, family_and_budget, structure_order
+from analysis.runs.reading import read_csv
+from analysis.runs.table import runs_table, structures_of, to_csv
+from analysis.runs.variants import variants
 from trainer.presets import resolve
 
 SIZES = ("cpu-2xs", "cpu-xs", "cpu-s")

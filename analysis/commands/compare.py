@@ -55,11 +55,11 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from analysis.analyse import design_words, known_floor, points
-    from analysis.compare_report import PARTS, compare_report, markdown, to_json
+    from analysis.compare.report import PARTS, compare_report, markdown, to_json
     from analysis.errors import AnalysisError
-    from analysis.loading import last_points, load, with_flops
     from analysis.progress import Progress
-    from analysis.table import structures_of, use_flops
+    from analysis.runs.loading import last_points, load, with_flops
+    from analysis.runs.table import structures_of, use_flops
 
     name, runs = load(args.table, args.results, args.maps, ("val_loss",), args.group, args.condition)
     runs = last_points(with_flops(runs), args.cluster)

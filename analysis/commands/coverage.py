@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Simulate, and print the report."""
-    from analysis.coverage_report import markdown, simulate, to_json
+    from analysis.coverage.report import markdown, simulate, to_json
     from analysis.output import write_if_changed
 
     found = simulate(args.simulations, args.seed)

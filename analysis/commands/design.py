@@ -12,8 +12,8 @@ from analysis.commandline import Commands, Parser
 from analysis.commands.options import add_json, add_table, put_json
 
 if TYPE_CHECKING:
-    from analysis.additions import Goal
-    from analysis.design import Grid
+    from analysis.design.additions import Goal
+    from analysis.design.precision import Grid
     from analysis.engine.sums import SumLaw
 
 SUMMARY = "Before a sweep: standard errors and detectable differences of its planned runs, and runs to add."
@@ -89,13 +89,13 @@ def run(args: argparse.Namespace) -> None:
     """Predict, and print the report."""
     import numpy as np
 
-    from analysis.additions import cheapest
     from analysis.analyse import design_words
-    from analysis.design import design
-    from analysis.design_report import Planning, markdown
+    from analysis.design.additions import cheapest
+    from analysis.design.planned import assume, chosen_laws, curves, grid_of, parse_values
+    from analysis.design.precision import design
+    from analysis.design.report import Planning, markdown
     from analysis.errors import AnalysisError
-    from analysis.loading import load, with_flops
-    from analysis.planned import assume, chosen_laws, curves, grid_of, parse_values
+    from analysis.runs.loading import load, with_flops
 
     noise = _noise(args)
     name, runs = load(args.table, args.results, args.maps, (), args.group, args.condition)
@@ -129,9 +129,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _noise(args: argparse.Namespace) -> tuple[float, str] | None:
     """The noise that the options give, and its source."""
+    from analysis.design.planned import seed_noise
     from analysis.errors import AnalysisError
-    from analysis.loading import load
-    from analysis.planned import seed_noise
+    from analysis.runs.loading import load
 
     if args.noise_from is not None:
         name, runs = load(args.noise_from, args.results, None, ("val_loss",))
@@ -145,10 +145,10 @@ def _noise(args: argparse.Namespace) -> tuple[float, str] | None:
 
 def _goals(args: argparse.Namespace, laws: Sequence[SumLaw], grid: Grid) -> dict[str, Goal]:
     """What additions are sought for, by law: those of the laws that have such an exponent."""
-    from analysis.additions import Goal
+    from analysis.design.additions import Goal
+    from analysis.design.planned import check_parameter
     from analysis.engine.sums import ALL
     from analysis.errors import AnalysisError
-    from analysis.planned import check_parameter
 
     option = "--target" if args.target is not None else "--detect"
     text = args.target if args.target is not None else args.detect

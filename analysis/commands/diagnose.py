@@ -71,9 +71,9 @@ def _diagnosed(args: argparse.Namespace) -> tuple[str, str, list[dict[str, objec
     from analysis.fit import law_named
     from analysis.law_report import finding_lines
     from analysis.lawfits import fit_table
-    from analysis.loading import load, run_labels, with_flops
     from analysis.progress import Progress
-    from analysis.table import structures_of
+    from analysis.runs.loading import load, run_labels, with_flops
+    from analysis.runs.table import structures_of
 
     name, runs = load(args.table, args.results, args.maps, ("val_loss",), args.group, args.condition)
     law = law_named(args.law) if args.law is not None else default_law(runs)

@@ -29,10 +29,10 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read the metrics, write figures and tables, and print the report."""
+    from analysis.arms.dynamics import conclusions
+    from analysis.arms.dynamics_tables import ARM_HEADER, arm_rows, markdown
     from analysis.drawing import draw_dynamics, find_dynamics
-    from analysis.dynamics import conclusions
-    from analysis.dynamics_tables import ARM_HEADER, arm_rows, markdown
-    from analysis.loading import is_file, larger, load
+    from analysis.runs.loading import is_file, larger, load
 
     if is_file(args.sweep):
         raise AnalysisError(f"{args.sweep}: a CSV of runs holds no training losses; name a sweep")

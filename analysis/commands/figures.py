@@ -44,7 +44,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw, and print the paths of what was drawn."""
     from analysis.drawing import draw, draw_benches
-    from analysis.loading import check_folder
+    from analysis.runs.loading import check_folder
 
     results = args.results
     out = args.out or results

@@ -128,9 +128,9 @@ def _law(args: argparse.Namespace) -> None:
     from analysis.fit import law_named
     from analysis.law_report import markdown
     from analysis.lawfits import fit_table, law_columns
-    from analysis.loading import load, run_labels, with_flops
     from analysis.progress import Progress
-    from analysis.table import structures_of, use_flops
+    from analysis.runs.loading import load, run_labels, with_flops
+    from analysis.runs.table import structures_of, use_flops
 
     if args.irreducible is not None:
         raise AnalysisError(f"--irreducible: --law {args.law} fits its own constant; leave one of them out")
@@ -163,9 +163,9 @@ def _law(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from analysis.analyse import analyse
     from analysis.errors import AnalysisError
-    from analysis.loading import load, with_flops
     from analysis.report import markdown, to_json
-    from analysis.table import use_flops
+    from analysis.runs.loading import load, with_flops
+    from analysis.runs.table import use_flops
 
     given = {
         "--share": args.share is not None,

@@ -12,7 +12,7 @@ from analysis.commands.options import add_json, add_maps, add_out, add_results, 
 from analysis.terminal import say, show
 
 if TYPE_CHECKING:
-    from analysis.gaps import Gaps
+    from analysis.arms.gaps import Gaps
 
 SUMMARY = "Every structure and treatment against the dense runs of its size, paired by seed, with intervals."
 DESCRIPTION = """
@@ -34,12 +34,12 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compare, write figure and tables, and print the report."""
+    from analysis.arms.gaps import gaps
+    from analysis.arms.gaps_report import markdown, to_json
     from analysis.drawing import draw_gaps
-    from analysis.gaps import gaps
-    from analysis.gaps_report import markdown, to_json
-    from analysis.loading import larger, load, together
     from analysis.output import write_if_changed
-    from analysis.table import to_csv
+    from analysis.runs.loading import larger, load, together
+    from analysis.runs.table import to_csv
 
     folder = args.out or args.results
     loaded = [load(table, args.results, args.maps) for table in args.tables]
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _show(found: Gaps, paths: list[Path]) -> None:
     """The report on a terminal."""
-    from analysis.gaps_report import CONTRAST_HEADER, ROW_HEADER, contrast_rows, gap_rows, method
+    from analysis.arms.gaps_report import CONTRAST_HEADER, ROW_HEADER, contrast_rows, gap_rows, method
 
     show(f"{found.name}: gaps to dense", ROW_HEADER, gap_rows(found))
     if found.contrasts:

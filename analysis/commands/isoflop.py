@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from analysis.arrays import Array
     from analysis.findings import Finding
-    from analysis.isoflop import IsoFlop
-    from analysis.isoflop_report import Optima
+    from analysis.isoflop.optima import IsoFlop
+    from analysis.isoflop.report import Optima
 
 SUMMARY = "Find compute-optimal sizes and tokens from IsoFLOP curves, and their exponents in FLOPs."
 DESCRIPTION = """
@@ -61,9 +61,9 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> None:
     """Find the optima, and print the report."""
     from analysis.errors import AnalysisError
-    from analysis.isoflop_report import markdown, to_json
-    from analysis.loading import load, with_flops
-    from analysis.table import structures_of
+    from analysis.isoflop.report import markdown, to_json
+    from analysis.runs.loading import load, with_flops
+    from analysis.runs.table import structures_of
 
     name, runs = load(args.table, args.results, args.maps, ("val_loss",), args.group, args.condition)
     runs = with_flops(runs)
@@ -89,8 +89,8 @@ def _optima(structure: str, table: pd.DataFrame, args: argparse.Namespace) -> Op
     import numpy as np
 
     from analysis.errors import AnalysisError
-    from analysis.isoflop import envelope, isoflop, six_nd_gap
-    from analysis.isoflop_report import Optima
+    from analysis.isoflop.optima import envelope, isoflop, six_nd_gap
+    from analysis.isoflop.report import Optima
 
     needed = ("params", "tokens", "train_flops")
     missing = [c for c in needed if c not in table or bool(table[c].isna().any())]
@@ -125,7 +125,7 @@ def _approach_three(budgets: IsoFlop, n: Array, d: Array, c: Array, y: Array) ->
     """What a fit of L(N, D) to the same runs says of the exponent of N*, and whether the two disagree."""
     from analysis.allocation import allocation, cost_of
     from analysis.fit import Refusal, fit_law
-    from analysis.isoflop import Exponent, agreement
+    from analysis.isoflop.optima import Exponent, agreement
 
     fit = fit_law("chinchilla", {"params": n, "tokens": d}, y)
     if isinstance(fit, Refusal):
@@ -146,7 +146,7 @@ def _approach_three(budgets: IsoFlop, n: Array, d: Array, c: Array, y: Array) ->
 
 def _show(all_found: list[Optima]) -> None:
     """The report on a terminal."""
-    from analysis.isoflop_report import methods, sentences, tables
+    from analysis.isoflop.report import methods, sentences, tables
 
     for found in all_found:
         for title, header, rows in tables(found):

@@ -14,8 +14,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from analysis.arrays import Array
 from analysis.figures.style import GREY, TWO_COLUMNS, house_style
-from analysis.labels import structure_order
 from analysis.latency import Coordinate
+from analysis.runs.labels import structure_order
 
 MOST_TENSORS = 7
 PANEL_HEIGHT, LOW_PANEL = 1.35, 1.05

@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from analysis.figures.style import TWO_COLUMNS, house_style, looks
-from analysis.labels import structure_order
 from analysis.latency import Decode
+from analysis.runs.labels import structure_order
 
 MOST_COLUMNS, LEGEND_COLUMNS = 4, 3
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from analysis.dynamics import Dynamics, Trace
+from analysis.arms.dynamics import Dynamics, Trace
 from analysis.figures.style import TWO_COLUMNS, house_style
 
 # Blue and vermilion stay apart with every colour blindness; further treatments follow.

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.arms.gaps import Gaps, Row
 from analysis.figures.style import (
     GREY,
     TWO_COLUMNS,
@@ -24,9 +25,8 @@ from analysis.figures.style import (
     looks,
     nice_ticks,
 )
-from analysis.gaps import Gaps, Row
-from analysis.labels import family_and_budget
-from analysis.treatments import FIXED_FLOPS, FIXED_STEPS, MORE_TOKENS, PLAIN, STATIC
+from analysis.runs.labels import family_and_budget
+from analysis.runs.treatments import FIXED_FLOPS, FIXED_STEPS, MORE_TOKENS, PLAIN, STATIC
 
 # How much of a marker is filled says the treatment; a static guide's marker has a ring besides.
 FILLS: dict[str, Fill] = {PLAIN: "none", FIXED_STEPS: "left", FIXED_FLOPS: "full", MORE_TOKENS: "bottom"}

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from analysis.figures.style import GREY, TWO_COLUMNS, Look, house_style, looks
-from analysis.labels import structure_order
 from analysis.latency import PUBLISHED_DEVICE, Layer, fastest_settings
+from analysis.runs.labels import structure_order
 
 Of = Callable[[Layer], int]
 

@@ -6,8 +6,8 @@ import csv
 from pathlib import Path
 
 from analysis.errors import AnalysisError
-from analysis.labels import family_and_budget
-from analysis.table import Runs, from_rows
+from analysis.runs.labels import family_and_budget
+from analysis.runs.table import Runs, from_rows
 
 FILE = "structuredffn_table9_v1_table6_v2.csv"
 SOURCE = "arXiv 2406.16450; loss printed, or digitised from its figure (perplexity to ±0.03)"

@@ -16,8 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from analysis.labels import base_and_variant, family_and_budget, structure_order
 from analysis.output import write_if_changed
+from analysis.runs.labels import base_and_variant, family_and_budget, structure_order
 
 Line = Literal["-", "none"] | tuple[float, Sequence[float]]
 Fill = Literal["full", "left", "right", "top", "bottom", "none"]

@@ -12,12 +12,12 @@ import numpy as np
 from scipy.special import fdtrc, gammaincinv, ndtr
 
 from analysis.arrays import Array
+from analysis.compare.nested import JointFit, NestedTest, joint_fit, nested_test
 from analysis.digits import number, probability
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
 from analysis.fit import distinct
 from analysis.laws import IRREDUCIBLE, POWER
-from analysis.nested import JointFit, NestedTest, joint_fit, nested_test
 from analysis.uncertainty import covariance, t_quantile
 
 LEVEL, POWER_WANTED = 0.05, 0.80

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from analysis.arrays import Array
-from analysis.compare import LEVEL
+from analysis.compare.multipliers import Multiplier
+from analysis.compare.nested import JointFit, NestedTest, joint_fit, nested_test
+from analysis.compare.slopes import LEVEL
 from analysis.digits import probability
 from analysis.engine.sums import SumLaw
 from analysis.findings import Finding
 from analysis.fit import LEAST_SQUARES, Refusal, fit_law
-from analysis.multipliers import Multiplier
-from analysis.nested import JointFit, NestedTest, joint_fit, nested_test
 from analysis.uncertainty import Spread, spread_of
 
 LADDER: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from analysis.arrays import Array
+from analysis.compare.nested import JointFit, joint_fit
 from analysis.engine.sums import SumLaw, Term
-from analysis.nested import JointFit, joint_fit
 from analysis.uncertainty import Spread, spread_of
 
 POINTS = 5

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.labels import base_and_variant, family_and_budget
+from analysis.runs.labels import base_and_variant, family_and_budget
 
 PLAIN, MORE_TOKENS, FEWER_TOKENS = "", "more tokens", "fewer tokens"
 FIXED_STEPS, FIXED_FLOPS = "self-guided, fixed steps", "self-guided, fixed FLOPs"

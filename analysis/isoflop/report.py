@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.digits import interval, number, quantity, with_error
-from analysis.envelope import Envelope, EnvelopeLine
 from analysis.findings import Finding
-from analysis.frontier import Exponent, NoExponent, plain
-from analysis.isoflop import Budget, IsoFlop
+from analysis.isoflop.envelope import Envelope, EnvelopeLine
+from analysis.isoflop.frontier import Exponent, NoExponent, plain
+from analysis.isoflop.optima import Budget, IsoFlop
 from analysis.report import markdown_table
 
 BUDGET_HEADER = (

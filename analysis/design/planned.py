@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 
 from analysis.arrays import Array
-from analysis.design import Assumed, Grid, alike, freed, usable
+from analysis.compare.nested import joint_fit
+from analysis.design.precision import Assumed, Grid, alike, freed, usable
 from analysis.digits import number
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
-from analysis.labels import base_and_variant, structure_order
 from analysis.laws import CHINCHILLA, IRREDUCIBLE, POWER, TIED
-from analysis.nested import joint_fit
-from analysis.table import Runs
-from analysis.treatments import VARIANTS, places
-from analysis.variants import variants
+from analysis.runs.labels import base_and_variant, structure_order
+from analysis.runs.table import Runs
+from analysis.runs.treatments import VARIANTS, places
+from analysis.runs.variants import variants
 
 LAWS = (POWER, IRREDUCIBLE, CHINCHILLA, TIED)
 """Laws that a design is made for."""

@@ -12,9 +12,9 @@ import numpy as np
 from scipy.special import stdtr
 
 from analysis.errors import AnalysisError
-from analysis.labels import structure_order
-from analysis.table import Runs
-from analysis.treatments import (
+from analysis.runs.labels import structure_order
+from analysis.runs.table import Runs
+from analysis.runs.treatments import (
     EQUAL,
     FIXED_FLOPS,
     FIXED_STEPS,

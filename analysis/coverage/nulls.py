@@ -10,11 +10,11 @@ import numpy as np
 from scipy.special import chdtrc, fdtrc
 
 from analysis.arrays import Array
-from analysis.compare import LEVEL, SlopeTest, joint, slope_test
-from analysis.coverage import NOISE, Tick
+from analysis.compare.nested import JointFit, sampled_statistics
+from analysis.compare.slopes import LEVEL, SlopeTest, joint, slope_test
+from analysis.coverage.simulate import NOISE, Tick
 from analysis.engine.newton import minimise
 from analysis.laws import IRREDUCIBLE, POWER
-from analysis.nested import JointFit, sampled_statistics
 
 NAMES = ("dense", "lowrank", "blockdense")
 WIDE, NARROW = (1e17, 1e21), (1e18, 1e19)

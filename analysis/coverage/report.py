@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.coverage import NOISE, WITHOUT_RESAMPLES, Coverage, Study, cover, studies
+from analysis.coverage.nulls import PERMUTATIONS, Rejections, Setting, reject, settings
+from analysis.coverage.simulate import NOISE, WITHOUT_RESAMPLES, Coverage, Study, cover, studies
 from analysis.digits import number
 from analysis.errors import AnalysisError
-from analysis.nulls import PERMUTATIONS, Rejections, Setting, reject, settings
 from analysis.progress import Progress
 
 NULLS = 5

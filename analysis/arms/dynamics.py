@@ -14,9 +14,9 @@ from scipy.special import bdtr
 
 from analysis.arrays import Array
 from analysis.errors import AnalysisError
-from analysis.labels import base_and_variant, structure_order
-from analysis.table import Runs
-from analysis.treatments import PLAIN, TREATMENTS, guidance, structure_label
+from analysis.runs.labels import base_and_variant, structure_order
+from analysis.runs.table import Runs
+from analysis.runs.treatments import PLAIN, TREATMENTS, guidance, structure_label
 from trainer.rundir import read_metrics
 
 CURVE_POINTS = 160

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.budgets import mixed_ratios
-from analysis.compare import Comparison, Groups, NoTest, SlopeTest, compare_slopes, joint, usable
+from analysis.compare.multipliers import Multiplier, Multipliers, multipliers
+from analysis.compare.nested import JointFit, NestedTest, nested_test
+from analysis.compare.slopes import Comparison, Groups, NoTest, SlopeTest, compare_slopes, joint, usable
+from analysis.compare.surfaces import SurfaceComparison, Surfaces, compare_surfaces
 from analysis.digits import interval, number, probability, quantity, with_error
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
+from analysis.isoflop.budgets import mixed_ratios
 from analysis.laws import CHINCHILLA, IRREDUCIBLE, POWER
-from analysis.multipliers import Multiplier, Multipliers, multipliers
-from analysis.nested import JointFit, NestedTest, nested_test
 from analysis.report import markdown_table, plain
-from analysis.surfaces import SurfaceComparison, Surfaces, compare_surfaces
-from analysis.table import Runs
+from analysis.runs.table import Runs
 
 LADDER: tuple[tuple[str, SumLaw, tuple[str, ...]], ...] = (
     ("one line for all, no E", POWER, ()),

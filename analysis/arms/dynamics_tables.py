@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from analysis.arms.dynamics import Dynamics, Rule, Trace, conclusions
 from analysis.digits import number, with_error
-from analysis.dynamics import Dynamics, Rule, Trace, conclusions
 from analysis.errors import AnalysisError
 from analysis.report import markdown_table
 

@@ -1,6 +1,7 @@
 """The runs table: from a sweep's run folders, or from anyone's CSV, to checked rows in a fixed order.
 
-A sweep and the CSV exported from it (analysis.reading) go through the same checks and give the same table.
+A sweep and the CSV exported from it (analysis.runs.reading) go through the same checks and give the same
+table.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.labels import structure_order
-from analysis.treatments import VARIANTS, places
-from analysis.variants import variants
+from analysis.runs.labels import structure_order
+from analysis.runs.treatments import VARIANTS, places
+from analysis.runs.variants import variants
 from trainer.errors import RunDirError
 from trainer.rundir import CONFIG, read_json, read_result, read_status
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.arrays import Array
-from analysis.design import Grid
+from analysis.design.precision import Grid
 from analysis.engine.sums import SumLaw
 
 SAME_SIZE, SAME_RATIO, SAME_RUN = 0.02, 0.22, 0.01

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.table import KNOWN, OPTIONAL_NUMBERS, Runs, cell, from_rows
+from analysis.runs.table import KNOWN, OPTIONAL_NUMBERS, Runs, cell, from_rows
 
 NEEDED = ("structure", "train_flops", "val_loss")
 RECORDS = (".jsonl", ".ndjson", ".parquet")

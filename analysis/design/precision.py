@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from analysis.arrays import Array
-from analysis.compare import detectable_difference
+from analysis.compare.slopes import detectable_difference
 from analysis.digits import number
 from analysis.engine.sums import ALL, Bound, SumLaw, bind
 from analysis.fit import distinct

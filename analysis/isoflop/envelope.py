@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.arrays import Array, Mask, Places
-from analysis.budgets import checked
 from analysis.errors import AnalysisError
-from analysis.frontier import NoExponent, plain
+from analysis.isoflop.budgets import checked
+from analysis.isoflop.frontier import NoExponent, plain
 
 LEAST_SIZES = 3
 """Distinct optimal sizes that a line needs: two always lie on one."""

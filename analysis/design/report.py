@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.additions import Additions, Goal
-from analysis.candidates import Candidate
-from analysis.design import Design, Difference, Impossible, Predicted, scattered
+from analysis.design.additions import Additions, Goal
+from analysis.design.candidates import Candidate
+from analysis.design.precision import Design, Difference, Impossible, Predicted, scattered
 from analysis.digits import number, quantity, with_error
 from analysis.engine.sums import ALL
 from analysis.report import markdown_table, plain

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from analysis.arrays import Array, Mask
-from analysis.candidates import Candidate, candidates
-from analysis.compare import detectable_difference
-from analysis.design import (
+from analysis.compare.slopes import detectable_difference
+from analysis.design.candidates import Candidate, candidates
+from analysis.design.precision import (
     Assumed,
     Grid,
     Impossible,

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from analysis.arrays import Array, Mask
-from analysis.budgets import checked, group_budgets, rounded_budgets, six_nd_gap
-from analysis.envelope import Envelope, envelope
 from analysis.errors import AnalysisError
 from analysis.findings import Finding
-from analysis.frontier import (
+from analysis.isoflop.budgets import checked, group_budgets, rounded_budgets, six_nd_gap
+from analysis.isoflop.envelope import Envelope, envelope
+from analysis.isoflop.frontier import (
     LEAST_BUDGETS,
     Agreement,
     Exponent,
@@ -31,7 +31,7 @@ from analysis.frontier import (
     plain,
     suspicion,
 )
-from analysis.parabola import LEAST_SIZES, Axis, Quadratic, fit_axis
+from analysis.isoflop.parabola import LEAST_SIZES, Axis, Quadratic, fit_axis
 
 __all__ = [
     "Agreement", "Budget", "Curve", "Envelope", "Exponent", "Finding", "IsoFlop", "NoExponent", "agreement",

@@ -7,8 +7,8 @@ import io
 import json
 import math
 
+from analysis.arms.gaps import Difference, Gaps, to_dict
 from analysis.digits import interval, probability, quantity, with_error
-from analysis.gaps import Difference, Gaps, to_dict
 from analysis.report import markdown_table, plain
 from analysis.uncertainty import t_quantile
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.reading import ENDINGS, NEEDED, parse_map, read_csv, read_table
-from analysis.table import Runs, rows_meeting, runs_table
+from analysis.runs.reading import ENDINGS, NEEDED, parse_map, read_csv, read_table
+from analysis.runs.table import Runs, rows_meeting, runs_table
 from analysis.terminal import YELLOW, coloured
 
 RUN_COLUMNS = ("run", "run_name", "run_id", "wandb_id")

@@ -1,0 +1,1 @@
+"""Do structures differ: nested fits, tests of exponents, multipliers, and the verdict."""

@@ -1,0 +1,1 @@
+"""Simulations: how often intervals hold the truth, and tests reject equal exponents."""

@@ -1,0 +1,1 @@
+"""The table of runs: found, read, checked, and its curves named."""

@@ -1,0 +1,1 @@
+"""The report: one HTML file of a sweep, self-contained, verdict first."""

@@ -25,6 +25,7 @@ from analysis.figures.style import (
     log_flops_axis,
     log_loss_axis,
     looks,
+    title,
 )
 from analysis.fit import Fit, Refusal
 
@@ -80,9 +81,9 @@ def scaling_figure(ours: Analysis, published: Analysis | None = None, source: st
             _legend(axes, panel, chosen, beneath)
         rows[0].set_ylabel("Held-out loss (nats per token)")
         coverage = ours.runs.coverage() if ours.runs.expected > len(ours.runs.table) else ""
-        _title(rows[0], ours.name, coverage, size[0] / len(panels))
+        title(rows[0], ours.name, coverage, size[0] / len(panels))
         if published is not None:
-            _title(rows[1], "Published", source, size[0] / len(panels))
+            title(rows[1], "Published", source, size[0] / len(panels))
         # Computed here, while the style holds: the layout engine is created from it.
         figure.draw_without_rendering()
     return figure
@@ -90,22 +91,6 @@ def scaling_figure(ours: Analysis, published: Analysis | None = None, source: st
 
 def _top(window: _Window, height: float) -> float:
     return window.y + window.height + (height - window.height) / 2
-
-
-def _title(axes: Axes, title: str, note: str, width: float) -> None:
-    """A panel's title, and under it in grey a note, wrapped to the panel's width in inches."""
-    letters = int(width * 17)
-    lines: list[str] = [""]
-    for word in note.split():
-        joined = f"{lines[-1]} {word}".strip()
-        lines = [*lines[:-1], joined] if len(joined) <= letters else [*lines, word]
-    text = "\n".join(lines)
-    axes.set_title(title, fontweight="bold", pad=4 + (8.5 * len(lines) if text else 0))
-    if text:
-        axes.annotate(
-            text, (0, 1), xytext=(0, 4), xycoords="axes fraction", textcoords="offset points",
-            fontsize=6.5, color=GREY, va="bottom", linespacing=1.15,
-        )  # fmt: skip
 
 
 def _window(panel: Analysis) -> _Window:

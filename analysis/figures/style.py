@@ -53,7 +53,7 @@ WITHOUT_DATES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Hover:
-    """What a report says of the points of a line: a text each, and run ids (empty where it is not one run)."""
+    """What a report says of the points of a line: a text each, and run ids (empty where not one run)."""
 
     texts: tuple[str, ...]
     runs: tuple[str, ...] = ()
@@ -186,6 +186,22 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         write_if_changed(path, buffer.getvalue())
         paths.append(path)
     return paths
+
+
+def title(axes: Axes, words: str, note: str, width: float) -> None:
+    """A panel's title in bold, and under it in grey a note, wrapped to the panel's width in inches."""
+    letters = int(width * 17)
+    lines: list[str] = [""]
+    for word in note.split():
+        joined = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], joined] if len(joined) <= letters else [*lines, word]
+    text = "\n".join(lines)
+    axes.set_title(words, fontweight="bold", pad=4 + (8.5 * len(lines) if text else 0))
+    if text:
+        axes.annotate(
+            text, (0, 1), xytext=(0, 4), xycoords="axes fraction", textcoords="offset points",
+            fontsize=6.5, color=GREY, va="bottom", linespacing=1.15,
+        )  # fmt: skip
 
 
 def hover(line: Line2D, texts: Sequence[str], runs: Sequence[str] = ()) -> None:

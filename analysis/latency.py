@@ -108,22 +108,17 @@ def _device(row: Mapping[str, str]) -> str:
     return f"{row['device']}, {threads} thread{'s' if threads != '1' else ''}" if threads else row["device"]
 
 
-def read_published_widths(results: Path) -> list[Layer]:
-    """The published latency of FFNs over width (read off a figure, ±0.3 ms); empty where the file is not."""
-    return _published(results, WIDTHS, "latency_ms_30k_tokens", None)
+def read_published_widths(path: Path) -> list[Layer]:
+    """The published latency of FFNs over width (read off a figure, ±0.3 ms)."""
+    return _published(path, "latency_ms_30k_tokens", None)
 
 
-def read_published_tokens(results: Path) -> list[Layer]:
-    """The published latency of FFNs over the number of tokens (digitised); empty where the file is not."""
-    return _published(results, TOKENS, "latency_ms", "tokens_T")
+def read_published_tokens(path: Path) -> list[Layer]:
+    """The published latency of FFNs over the number of tokens (digitised)."""
+    return _published(path, "latency_ms", "tokens_T")
 
 
-def _published(results: Path, name: str, column: str, tokens: str | None) -> list[Layer]:
-    places = (results / "published" / name, Path(__file__).parents[1] / "results" / "published" / name)
-    path = next((path for path in places if path.is_file()), None)
-    if path is None:
-        return []
-
+def _published(path: Path, column: str, tokens: str | None) -> list[Layer]:
     def parse(row: Mapping[str, str]) -> Layer:
         structure, budget = row["structure"].lower(), row["budget"].rstrip("%")
         return Layer(
@@ -218,6 +213,48 @@ def read_coordcheck(path: Path) -> list[Coordinate]:
         )  # fmt: skip
 
     return _parsed(path, parse, "the coordinate check of 'python -m trainer'")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One row of a bench as it stands there: its labels, and its measured values with their ranges.
+
+    values: by column, (median, lowest, highest round), nan where the row has none.
+    """
+
+    device: str
+    setting: str
+    labels: Mapping[str, str]
+    values: Mapping[str, tuple[float, float, float]]
+
+
+def read_timings(
+    path: Path, values: Mapping[str, tuple[str, ...]], writer: str, optional: Sequence[str] = ()
+) -> list[Timing]:
+    """All rows of a bench, those that report an error without values.
+
+    Args:
+        path: the table.
+        values: columns to read as numbers -> endings of the columns with the ends of their ranges, if any.
+        writer: the command that writes the table, for messages.
+        optional: those of the values that may be empty, or missing altogether.
+
+    Raises:
+        AnalysisError: a missing column, or a cell that is no positive number.
+    """
+
+    def parse(row: Mapping[str, str]) -> Timing:
+        found = {}
+        for name, ends in values.items():
+            cell = row.get(name, "") if name in optional or row.get("error") else row[name]
+            middle = _optional(cell) if name in optional or row.get("error") else _positive(cell)
+            low, high = (
+                (_optional(row.get(f"{name}_{end}")) for end in ends) if ends else (math.nan, math.nan)
+            )
+            found[name] = (middle, low, high)
+        return Timing(_device(row), setting(row), row, found)
+
+    return _parsed(path, parse, f"'{writer}'")
 
 
 def _parsed(path: Path, parse: Callable[[Mapping[str, str]], T | None], writer: str) -> list[T]:

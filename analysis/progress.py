@@ -34,6 +34,9 @@ class Progress:
         now = time.monotonic()
         if now - self._said < (ON_TERMINAL if self._terminal else IN_LOG):
             return
+        if done == self.total and not self._terminal:
+            # What follows says that the work is done.
+            return
         self._said = now
         line = self._line(done, now - self._started)
         if not self._terminal:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_analysis_table import make_sweep, result
+from test_analysis_table import drawn, make_sweep, result
 
 from analysis.__main__ import main
 from analysis.arms.dynamics import (
@@ -25,8 +25,8 @@ from analysis.arms.dynamics import (
 )
 from analysis.arms.dynamics_tables import markdown, read_dynamics
 from analysis.arrays import Array
-from analysis.drawing import draw, find_dynamics
 from analysis.errors import AnalysisError
+from analysis.runs.export import find_dynamics
 from analysis.runs.table import runs_table
 from analysis.runs.treatments import FIXED_STEPS
 
@@ -169,7 +169,7 @@ def test_tracked_tables_redraw_the_same_bytes_without_run_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(tmp_path, {("none", 0.04): 2}, diverging=("none", 0.04))
-    first = {path: path.read_bytes() for path in draw("stability", tmp_path, tmp_path, None, False)}
+    first = {path: path.read_bytes() for path in drawn("stability", tmp_path, tmp_path, None, False)}
     names = {path.name for path in first}
     assert {"stability_dynamics.svg", "stability_curves.csv", "stability_dynamics.md"} <= names
     assert not {name for name in names if "scaling" in name or "gaps" in name}
@@ -189,7 +189,7 @@ def test_tracked_tables_redraw_the_same_bytes_without_run_folders(
 
 def test_tables_with_more_runs_are_not_replaced_by_fewer(tmp_path: Path) -> None:
     fill(tmp_path, {("none", 0.04): 2})
-    draw("stability", tmp_path, tmp_path, None, False)
+    drawn("stability", tmp_path, tmp_path, None, False)
     for run_id in ("r000", "r001"):
         (tmp_path / "runs" / run_id / "metrics.jsonl").unlink()
     runs = runs_table(tmp_path, "stability")

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_analysis_table import csv_file, make_sweep, result
+from test_analysis_table import csv_file, drawn, make_sweep, result
 
 from analysis.__main__ import main
 from analysis.arms.gaps import Difference, Gaps, Row, gaps, holm, paired
 from analysis.arms.gaps_report import markdown, to_csv, to_json
-from analysis.drawing import draw, draw_gaps
 from analysis.errors import AnalysisError
 from analysis.figures.gaps import gaps_figure
+from analysis.products.draw import write as write_product
+from analysis.products.sweeps import gaps_made
 from analysis.runs.loading import together
 from analysis.runs.reading import read_csv
 from analysis.runs.table import Runs, runs_table
@@ -322,8 +323,10 @@ def test_tables_agree_and_figures_repeat(tmp_path: Path) -> None:
     for row, other in zip(rows, body["rows"], strict=True):
         assert float(row["val_loss"]) == other["loss"]
         assert (float(row["gap"]) if row["gap"] else None) == (other["gap"] and other["gap"]["mean"])
-    first = {path.name: path.read_bytes() for path in draw_gaps(found, tmp_path / "a")}
-    second = {path.name: path.read_bytes() for path in draw_gaps(gaps(table(planted()), "x"), tmp_path / "b")}
+    paths = write_product("x_gaps", gaps_made(found), tmp_path / "a")
+    first = {path.name: path.read_bytes() for path in paths}
+    paths = write_product("x_gaps", gaps_made(gaps(table(planted()), "x")), tmp_path / "b")
+    second = {path.name: path.read_bytes() for path in paths}
     assert first == second and sum(name.endswith((".svg", ".pdf", ".png")) for name in first) == 3
 
 
@@ -360,7 +363,7 @@ def test_command_takes_sweeps_together_and_figures_redraw_them(
     assert body["name"] == "one-two" and [len(row["seeds"]) for row in body["rows"]] == [3] * 10
     before = (tmp_path / "tables" / "one-two_gaps.md").read_bytes()
     merged = tmp_path / "tables" / "one-two_runs.csv"
-    draw(str(merged), tmp_path, tmp_path / "again", None, False)
+    drawn(str(merged), tmp_path, tmp_path / "again", None, False)
     assert (tmp_path / "again" / "tables" / "one-two_gaps.md").read_bytes() == before
     changed = table([row | {"val_loss": 1.0} for row in rows])
     with pytest.raises(AnalysisError, match="run r000: the tables give it different losses"):

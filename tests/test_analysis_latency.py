@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from analysis.__main__ import main
-from analysis.drawing import draw_benches
 from analysis.errors import AnalysisError
 from analysis.figures.coordcheck import coordcheck_figure, slope
 from analysis.figures.decode import decode_figure
 from analysis.figures.latency import tokens_figure, width_figure
 from analysis.latency import (
     PUBLISHED_DEVICE,
+    TOKENS,
+    WIDTHS,
     fastest_settings,
     read_coordcheck,
     read_decode,
@@ -27,7 +28,7 @@ from analysis.latency import (
     read_published_widths,
 )
 
-ROOT = Path(__file__).parents[1]
+PUBLISHED = Path(__file__).parents[1] / "results" / "published"
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -95,8 +96,8 @@ def test_spoilt_tables_are_refused_by_row(tmp_path: Path, change: dict[str, str]
 
 
 def test_published_curves_give_the_papers_speedups() -> None:
-    widths = read_published_widths(ROOT / "results")
-    tokens = read_published_tokens(ROOT / "results")
+    widths = read_published_widths(PUBLISHED / WIDTHS)
+    tokens = read_published_tokens(PUBLISHED / TOKENS)
     assert len(widths) == 68 and len(tokens) == 96
     by_shape = {(a.structure, a.width): a for a in widths}
     assert by_shape["lowrank-32", 5120].speedup == pytest.approx(48.5 / 18.9)
@@ -107,7 +108,7 @@ def test_published_curves_give_the_papers_speedups() -> None:
 
 def test_figures_show_ours_beside_the_published(tmp_path: Path) -> None:
     ours = read_layers(write(tmp_path / "ffn.csv", layer_rows() + layer_rows("CPU", "2", (256, 512, 1024))))
-    figure = width_figure(ours, read_published_widths(ROOT / "results"))
+    figure = width_figure(ours, read_published_widths(PUBLISHED / WIDTHS))
     assert figure is not None
     titles = [axes.get_title(loc="left") for axes in figure.axes[:3]]
     assert [title.split("\n")[0] for title in titles] == ["GPU", "CPU, 2 threads", PUBLISHED_DEVICE]
@@ -116,7 +117,7 @@ def test_figures_show_ours_beside_the_published(tmp_path: Path) -> None:
     assert len({axes.get_ylim() for axes in figure.axes[3:]}) == 1
     drawn = [line for line in figure.axes[3].get_lines() if len(np.asarray(line.get_xdata())) == 2]
     assert any(list(np.asarray(line.get_ydata())) == [1.5, 1.5] for line in drawn)
-    by_tokens = tokens_figure(ours, read_published_tokens(ROOT / "results"))
+    by_tokens = tokens_figure(ours, read_published_tokens(PUBLISHED / TOKENS))
     assert by_tokens is not None and len(by_tokens.axes) == 3 * 4
     single = [row for row in ours if row.width == 1024 and row.device == "GPU" and row.tokens == 128]
     assert width_figure(single, []) is None and tokens_figure(single, []) is None
@@ -218,8 +219,11 @@ def test_benches_alone_are_drawn_and_repeat(
         "ffn_latency_tokens",
         "decode",
         "coordcheck",
+        "manifest",
     }
     first = {path.name: path.read_bytes() for path in paths}
     (tmp_path / "tables" / "bench" / "ffn.csv").unlink()
-    again = draw_benches(tmp_path, tmp_path / "again")
+    with pytest.raises(SystemExit):
+        main()
+    again = [Path(line) for line in capsys.readouterr().out.split() if not line.endswith(".json")]
     assert len(again) == 6 and all(first[path.name] == path.read_bytes() for path in again)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from analysis.errors import AnalysisError
+from analysis.products.draw import draw_table
 from analysis.runs.labels import family_and_budget
 from analysis.runs.reading import parse_map, read_csv
 from analysis.runs.table import runs_table, structures_of, to_csv, use_flops
@@ -17,6 +18,13 @@ from trainer.rundir import write_result
 
 HEADER = "structure,seed,params,tokens,train_flops,val_loss"
 ROWS = ["dense,0,1e5,2e6,1e12,3.1", "dense,0,4e5,8e6,1.5e13,2.7", "lowrank-32,0,8e4,2e6,8e11,3.2"]
+
+
+def drawn(table: str, results: Path, out: Path, maps: list[str] | None, published: bool) -> list[Path]:
+    """Draw a sweep or CSV, all of which must come out; the paths without the manifest's."""
+    outcome = draw_table(table, results, out, maps, published)
+    assert not outcome.problems
+    return [path for path in outcome.paths if path.name != "manifest.json"]
 
 
 def csv_file(folder: Path, *lines: str, name: str = "t.csv") -> Path:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_analysis_table import csv_file, make_sweep, result
+from test_analysis_table import csv_file, drawn, make_sweep, result
 
 from analysis.analyse import analyse
-from analysis.drawing import draw
 from analysis.errors import AnalysisError
 from analysis.figures.scaling import scaling_figure
 from analysis.figures.style import looks, save
@@ -66,9 +65,9 @@ def test_learning_rates_are_curves_of_their_own(tmp_path: Path) -> None:
     ))  # fmt: skip
     analysis = analyse(runs, "g")
     assert "3 sizes x 2 seeds" in analysis.comparison.verdict
-    first = {path.name: path.read_bytes() for path in draw("g", tmp_path, tmp_path, None, True)}
+    first = {path.name: path.read_bytes() for path in drawn("g", tmp_path, tmp_path, None, True)}
     (tmp_path / "sweeps" / "g.json").unlink()
-    again = {path.name: path.read_bytes() for path in draw("g", tmp_path, tmp_path / "csv", None, True)}
+    again = {path.name: path.read_bytes() for path in drawn("g", tmp_path, tmp_path / "csv", None, True)}
     assert first == again and b'"dense, peak_lr=0.008"' in first["g_runs.csv"]
 
 

@@ -31,7 +31,9 @@ def run(args: argparse.Namespace) -> None:
     """Read the metrics, write figures and tables, and print the report."""
     from analysis.arms.dynamics import conclusions
     from analysis.arms.dynamics_tables import ARM_HEADER, arm_rows, markdown
-    from analysis.drawing import draw_dynamics, find_dynamics
+    from analysis.products.draw import write
+    from analysis.products.sweeps import dynamics_made
+    from analysis.runs.export import find_dynamics, write_dynamics
     from analysis.runs.loading import is_file, larger, load
 
     if is_file(args.sweep):
@@ -42,7 +44,9 @@ def run(args: argparse.Namespace) -> None:
     with Progress("reading metrics", len(runs.table) + len(runs.lost)) as progress:
         found = find_dynamics(runs, name, results, results / "tables", progress.update)
     assert found is not None, "without tracked tables, missing metrics are refused"
-    paths = draw_dynamics(found, folder)
+    paths = write_dynamics(found, folder)
+    for made_name, made in dynamics_made(found):
+        paths += write(made_name, made, folder)
     if not sys.stdout.isatty():
         sys.stdout.write(markdown(found))
         return

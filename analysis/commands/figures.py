@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.commandline import Commands
 from analysis.commands.options import add_maps, add_out, add_results
 from analysis.errors import AnalysisError
+from analysis.terminal import error_line
+
+if TYPE_CHECKING:
+    from analysis.products.product import Product
+    from analysis.products.tracked import Tracked
 
 SUMMARY = "Draw figures (SVG, PDF, PNG) and write their tables; unchanged files are left untouched."
 DESCRIPTION = """
-Every table of runs gets its scaling figure, one with treatments also its gaps to dense, one over learning
-rates its training dynamics. Without a name, only the tracked tables are read, never run folders, and the
-benches are drawn too. An incomplete sweep does not replace a table that has more finished runs: it is drawn
-from that table, unless --force is given.
+Without a name, everything is drawn from the tracked tables alone (sweeps, published numbers, benches), never
+from run folders. manifest.json records for every figure the hashes of its tables, the runs, code, versions
+and command. A table that cannot be read is named, and all other figures come out.
+
+With the name of a sweep, its runs are written to tables/NAME_runs.csv first, as 'export' does. An incomplete
+sweep does not replace a table with more finished runs: it is drawn from that table, unless --force is given.
 """
+STALE = 1
+"""Exit code of --check where something is stale; mistakes are 2."""
 
 
 def add(commands: Commands) -> None:
@@ -33,30 +46,113 @@ def add(commands: Commands) -> None:
         "--published",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="second panel: published points of the structures that the table shares",
+        help="beside a sweep's points the published ones of the structures that it shares",
     )
     parser.add_argument(
         "--force", action="store_true", help="replace a table even by one with fewer finished runs"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="FIGURE", help="only this one of the tracked figures; may repeat"
+    )
+    parser.add_argument("--list", action="store_true", help="name all figures and their tables; draw nothing")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="name the figures whose tables or files have changed since they were drawn; draw nothing "
+        f"(exit code {STALE} if there are any)",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Draw, and print the paths of what was drawn."""
-    from analysis.drawing import draw, draw_benches
+    from analysis.products.draw import draw_products, draw_table
     from analysis.runs.loading import check_folder
 
     results = args.results
-    out = args.out or results
     check_folder(results)
-    tracked = sorted((results / "tables").glob("*_runs.csv"))
-    tables = [str(path) for path in tracked] if args.table is None else [args.table]
-    drawn = [path for t in tables for path in draw(t, results, out, args.maps, args.published, args.force)]
     if args.table is None:
-        drawn += draw_benches(results, out)
-    if not drawn:
-        raise AnalysisError(
-            f"{results / 'tables'}: no table *_runs.csv to draw; name a sweep or CSV, or run a sweep"
-        )
-    for path in drawn:
+        _refuse_options(args)
+        if args.check:
+            _check(results)
+            return
+        published = results if args.published else None
+        products, tracked = _products(results, published, args.only)
+        if args.list:
+            _list(products, results)
+            return
+        if not products and not tracked.problems:
+            raise AnalysisError(
+                f"{results / 'tables'}: no table *_runs.csv to draw; name a sweep or CSV, or run a sweep"
+            )
+        outcome = draw_products(products, tracked, published)
+    else:
+        if args.only or args.check or args.list:
+            raise AnalysisError(
+                "--only, --check and --list are of the tracked figures of all tables; name no sweep or CSV"
+            )
+        out = args.out or results
+        outcome = draw_table(args.table, results, out, args.maps, args.published, args.force)
+    for path in outcome.paths:
         print(path)
+    _complain(outcome.problems)
+
+
+def _refuse_options(args: argparse.Namespace) -> None:
+    """Options that only a single table has would be ignored in silence."""
+    for option, given in (("--map", args.maps), ("--force", args.force), ("--out", args.out)):
+        if given:
+            raise AnalysisError(
+                f"{option}: is for one sweep or CSV; name it (python -m analysis figures NAME {option} ...)"
+            )
+
+
+def _products(
+    results: Path, published: Path | None, only: list[str] | None = None
+) -> tuple[list[Product], Tracked]:
+    from analysis.products.catalogue import catalogue
+    from analysis.products.tracked import Tracked
+
+    tracked = Tracked(results, published)
+    products = catalogue(tracked)
+    if only is None:
+        return products, tracked
+    names = [product.name for product in products]
+    for name in only:
+        if name not in names:
+            _complain(tracked.problems, leave=False)
+            close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise AnalysisError(f"--only {name}: there is no such figure{hint} (all: figures --list)")
+    return [product for product in products if product.name in only], tracked
+
+
+def _list(products: list[Product], results: Path) -> None:
+    from analysis.products.manifest import key
+
+    width = max(len(product.name) for product in products)
+    for product in products:
+        print(f"{product.name:{width}}  {', '.join(key(path, results) for path in product.inputs)}")
+
+
+def _check(results: Path) -> None:
+    from analysis.products.manifest import check
+
+    products, tracked = _products(results, results)
+    stale = check(results, [product.name for product in products])
+    for one in stale:
+        print(f"{one.name}: {'; '.join(one.reasons)}")
+    _complain(tracked.problems)
+    if stale:
+        print(f"{len(stale)} stale; 'make figures' draws them", file=sys.stderr)
+        sys.exit(STALE)
+    print(f"all {len(products)} figures and tables follow from the tracked tables")
+
+
+def _complain(problems: tuple[str, ...] | list[str], leave: bool = True) -> None:
+    """A line for each table or figure that failed; exit code 2 at the end if there is any."""
+    sys.stdout.flush()
+    for problem in problems:
+        error_line(problem)
+    if problems and leave:
+        sys.exit(2)

@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> None:
     """Compare, write figure and tables, and print the report."""
     from analysis.arms.gaps import gaps
     from analysis.arms.gaps_report import markdown, to_json
-    from analysis.drawing import draw_gaps
     from analysis.output import write_if_changed
+    from analysis.products.draw import write
+    from analysis.products.sweeps import gaps_made
     from analysis.runs.loading import larger, load, together
     from analysis.runs.table import to_csv
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     name = "-".join(dict.fromkeys(name for name, _ in loaded))
     table = runs[0] if len(runs) == 1 else together(runs)
     found = gaps(table, name)
-    paths = draw_gaps(found, folder)
+    paths = write(f"{name}_gaps", gaps_made(found), folder)
     if len(runs) > 1:
         path = folder / "tables" / f"{name}_runs.csv"
         write_if_changed(path, to_csv(table))

@@ -13,12 +13,6 @@ FILE = "structuredffn_table9_v1_table6_v2.csv"
 SOURCE = "arXiv 2406.16450; loss printed, or digitised from its figure (perplexity to ±0.03)"
 
 
-def find_published(results: Path) -> Path | None:
-    """The tracked file of published rows, in `results` or else in this source tree."""
-    places = (results / "published" / FILE, Path(__file__).parents[2] / "results" / "published" / FILE)
-    return next((path for path in places if path.is_file()), None)
-
-
 def published_runs(path: Path) -> Runs:
     """Read the published rows that state a loss; structures are named like ours (`lowrank-63`).
 

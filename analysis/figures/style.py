@@ -176,6 +176,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     Nothing in the files depends on the time, the machine or the process.
     """
     FigureCanvasAgg(figure)
+    # Laid out when it was made: doing so again for each format would take most of the time.
+    figure.set_layout_engine("none")
     paths = []
     for kind, metadata in WITHOUT_DATES.items():
         buffer = io.BytesIO()

@@ -14,7 +14,7 @@ class Made:
     """What a product came to.
 
     figure: drawn, or None where the product is a table.
-    texts: of files in tables/ by the ending of their names, such as `.md`, `.tex`, `_gaps.json`.
+    texts: of files in tables/, by their names, such as `lowrank.md`.
     """
 
     figure: Figure | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Collection
 from pathlib import Path
 
 from analysis.analyse import Analysis, analyse
+from analysis.errors import AnalysisError
 from analysis.runs.reading import read_csv
 from analysis.runs.table import Runs
 
@@ -15,24 +16,38 @@ SOURCE_TREE = Path(__file__).parents[2] / "results"
 
 
 class Tracked:
-    """The tables below a results folder.
+    """The tables below a results folder; `problems` says in a line each which of them cannot be read.
 
     Args:
         root: results folder, with tables/ and perhaps published/.
-        published: folder whose published/ is looked at next; the source tree's comes last.
+        published: folder whose published/ is looked at after that of `root`; the source tree's comes last.
+            None for no published numbers at all.
+        only: names of the runs tables to read; all without.
     """
 
-    def __init__(self, root: Path, published: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, published: Path | None = SOURCE_TREE, only: Collection[str] | None = None
+    ) -> None:
         self.root = root
         self.tables = root / "tables"
-        self._published = [root, *([published] if published is not None else []), SOURCE_TREE]
+        self.problems: list[str] = []
+        self._published = [] if published is None else [root, published, SOURCE_TREE]
         self._runs: dict[str, Runs] = {}
         self._analyses: dict[str, Analysis] = {}
+        for path in sorted(self.tables.glob(f"*{RUNS}")):
+            name = path.name.removesuffix(RUNS)
+            if only is not None and name not in only:
+                continue
+            try:
+                self._runs[name] = read_csv(path)
+            except AnalysisError as error:
+                # The figures of all other tables still come out.
+                self.problems.append(str(error))
 
-    @cached_property
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of the runs tables, `lowrank` for tables/lowrank_runs.csv."""
-        return tuple(sorted(path.name.removesuffix(RUNS) for path in self.tables.glob(f"*{RUNS}")))
+        return tuple(self._runs)
 
     def path(self, name: str) -> Path:
         """The file of a runs table."""
@@ -49,20 +64,14 @@ class Tracked:
         return next((path for path in places if path.is_file()), None)
 
     def runs(self, name: str) -> Runs:
-        """A runs table.
-
-        Raises:
-            AnalysisError: it cannot be read.
-        """
-        if name not in self._runs:
-            self._runs[name] = read_csv(self.path(name))
+        """A runs table."""
         return self._runs[name]
 
     def analysis(self, name: str) -> Analysis:
         """The laws and the verdict of a runs table.
 
         Raises:
-            AnalysisError: it cannot be read, or holds no finished run.
+            AnalysisError: it holds no finished run.
         """
         if name not in self._analyses:
             self._analyses[name] = analyse(self.runs(name), name)

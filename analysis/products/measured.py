@@ -1,0 +1,71 @@
+"""Products of measurements: layer latency, generation, coordinate check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from analysis.figures.coordcheck import coordcheck_figure
+from analysis.figures.decode import decode_figure
+from analysis.figures.latency import tokens_figure, width_figure
+from analysis.latency import (
+    TOKENS,
+    WIDTHS,
+    Layer,
+    read_coordcheck,
+    read_decode,
+    read_layers,
+    read_published_tokens,
+    read_published_widths,
+)
+from analysis.products.product import Made, Product
+from analysis.products.tracked import Tracked
+
+Draw = Callable[[Sequence[Layer], Sequence[Layer]], Figure | None]
+Read = Callable[[Path], list[Layer]]
+
+COORDCHECK, FFN, DECODE = "coordcheck.csv", "bench/ffn.csv", "bench/decode.csv"
+
+
+def products(tracked: Tracked) -> Iterator[Product]:
+    """A figure for every table of measurements that is there."""
+    if (ffn := tracked.table(FFN)) is not None:
+        yield from _latency(tracked, ffn)
+    if (decode := tracked.table(DECODE)) is not None:
+        yield Product(
+            "decode",
+            "Time a step and throughput of generation over the number of sequences, a column a machine and "
+            "model.",
+            (decode,),
+            lambda: Made(decode_figure(read_decode(decode))),
+        )
+    if (coordcheck := tracked.table(COORDCHECK)) is not None:
+        yield Product(
+            "coordcheck",
+            "Root mean square of activations over width at successive steps, by parametrization and "
+            "structure; in each panel the slope at the first and the last step.",
+            (coordcheck,),
+            lambda: Made(coordcheck_figure(read_coordcheck(coordcheck))),
+        )
+
+
+def _latency(tracked: Tracked, ffn: Path) -> Iterator[Product]:
+    for name, over, file, read, draw in (
+        ("ffn_latency_width", "width", WIDTHS, read_published_widths, width_figure),
+        ("ffn_latency_tokens", "the number of tokens", TOKENS, read_published_tokens, tokens_figure),
+    ):
+        path = tracked.published(file)
+
+        # Without a figure where all were measured at one width, or one number of tokens.
+        def make(draw: Draw = draw, read: Read = read, path: Path | None = path) -> Made:
+            return Made(draw(read_layers(ffn), read(path) if path is not None else []))
+
+        yield Product(
+            name,
+            f"Time of one FFN over {over}, structured and dense, and the speed-up over dense: this project's "
+            "machines and the published A100.",
+            (ffn, *([path] if path is not None else [])),
+            make,
+        )

@@ -205,17 +205,34 @@ def run(
 
 @app.command()
 def status(
-    sweep: Annotated[
-        str | None, typer.Argument(help="A sweep; default a line for each that was run.")
+    sweeps: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SWEEP]...", help="A sweep, with --watch several; default all that were run."
+        ),
     ] = None,
     results: ResultsOption = RESULTS,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on until all is over, or Ctrl-C (exit code 0).")
+    ] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option("--interval", min=0.1, help="--watch: seconds; default 2, not on a terminal 30."),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 unless every run is done.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """How far sweeps are."""
+    """How far sweeps are; with --watch what trains now, whoever started it (--json: an object a line)."""
+    if watch:
+        from sweeps.watchview import watch as follow
+
+        if not follow(results, sweeps or [], interval, as_json) and check:
+            raise typer.Exit(1)
+        return
     from sweeps import commands
 
-    problems, done = commands.status_of(sweep, results, as_json)
+    _check_status(sweeps, interval)
+    problems, done = commands.status_of(sweeps[0] if sweeps else None, results, as_json)
     _refuse_corrupt(problems)
     if check and not done:
         raise typer.Exit(1)
@@ -263,14 +280,20 @@ def cancel(sweep: SweepArgument, results: ResultsOption = RESULTS) -> None:
 
 @app.command()
 def sync(
-    sweep: SweepArgument,
+    sweeps: Annotated[
+        list[str], typer.Argument(metavar="SWEEP...", help="Names of sweeps (see `list`) or .toml files.")
+    ],
     results: ResultsOption = RESULTS,
     uri: Annotated[str | None, typer.Option("--uri", help="Tracking URI; default the sweep's.")] = None,
+    if_run: Annotated[
+        bool, typer.Option("--if-run", help="Skip, with a line, what was never run in this folder.")
+    ] = False,
 ) -> None:
-    """Bring the MLflow mirror of a sweep up to date; rebuilds it where it was deleted."""
+    """Bring the MLflow mirror of sweeps up to date, runs and report; rebuilds it where it was deleted."""
     from sweeps import commands
 
-    commands.sync(sweep, results, uri)
+    for sweep in sweeps:
+        commands.sync(sweep, results, uri, if_run, named=len(sweeps) > 1)
 
 
 def _print_totals(planned: Any, layout: str) -> None:
@@ -285,6 +308,13 @@ def _refuse_corrupt(lines: list[str]) -> None:
     if lines:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise SweepError(f"{lines[0]}{more}")
+
+
+def _check_status(sweeps: list[str] | None, interval: float | None) -> None:
+    if interval is not None:
+        raise SweepError(f"--interval {interval:g}: needs --watch")
+    if sweeps and len(sweeps) > 1:
+        raise SweepError(f"status of {len(sweeps)} sweeps: ask for one, or give --watch")
 
 
 def _check_power(power: bool, options: list[str], as_json: bool) -> None:

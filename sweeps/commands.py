@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sweeps.attach import is_attached
 from sweeps.errors import SweepError
 from sweeps.identity import UNKNOWN
 from sweeps.layout import layout_or_guess
 from sweeps.lease import Lease
 from sweeps.ledger import LOG, Ledger, RunState
-from sweeps.mirrored import default_uri
+from sweeps.mirrored import default_uri, is_mirrored
 from sweeps.overview import look
 from sweeps.queued import as_json as jobs_json
 from sweeps.queued import lines as job_lines
@@ -222,21 +223,46 @@ def _drop_jobs(results: Path, sweep: str) -> None:
         print(f"dropped {plural(len(waiting), 'waiting job')} from the queue")
 
 
-def sync(sweep: str, results: Path, uri: str | None) -> None:
-    """Mirror a sweep into MLflow now."""
+def sync(sweep: str, results: Path, uri: str | None, if_run: bool = False, named: bool = False) -> None:
+    """Mirror a sweep into MLflow now.
+
+    Args:
+        sweep: name or file.
+        results: results folder.
+        uri: tracking URI; None for the sweep's, or the default.
+        if_run: leave one that was never run in this folder alone, and what is known to be mirrored.
+        named: begin the line that is printed with the sweep's name.
+    """
+    if if_run and read_record(results, Path(sweep).stem) is None:
+        print(f"{sweep}: never run in {results}; nothing to mirror")
+        return
     file = load_sweep(sweep)
-    if read_record(results, file.name) is None:
+    record = read_record(results, file.name)
+    if record is None:
         overview = look(file, results)
         if overview.problems:
             raise SweepError(overview.problems[0])
         write_record(results, file.name, file.description, file.path, overview.ids)
+    where, experiment = uri or file.mlflow.uri or default_uri(results), file.mlflow.experiment or file.name
+    prefix = f"{file.name}: " if named else ""
+    if if_run and record is not None:
+        known = is_mirrored(Ledger(results), record["run_ids"], file.name, experiment, where)
+        if known and is_attached(results, file.name, experiment, where):
+            print(f"{prefix}mirrored already")
+            return
     from sweeps.mirror import sync as mirror
 
-    where = uri or file.mlflow.uri or default_uri(results)
-    counts = mirror(results, file.name, file.mlflow.experiment or file.name, where, wait=60.0)
+    counts = mirror(results, file.name, experiment, where, wait=60.0, warn=_warn)
     if counts["busy"]:
         raise SweepError(f"MLflow at {where}: another process has been writing for a minute; try again later")
-    print(f"{counts['created']} created, {counts['updated']} updated, {counts['unchanged']} unchanged")
+    said = f"{counts['created']} created, {counts['updated']} updated, {counts['unchanged']} unchanged"
+    if "report" in counts:
+        said += f"; report {'uploaded' if counts['report'] else 'unchanged'}"
+    print(f"{prefix}{said}")
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
 
 
 def _runs_of(target: str, ledger: Ledger) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from types import TracebackType
@@ -23,7 +23,8 @@ from trainer.commandline import duration
 from trainer.errors import RunDirError
 
 LINE_SECONDS = 15.0
-_COLOURS = {"done": "green", "failed": "red", "diverged": "yellow", "preempted": "cyan", "lost": "cyan"}
+COLOURS = {"done": "green", "failed": "red", "diverged": "yellow", "preempted": "cyan", "lost": "cyan"}
+"""Of states, wherever a person sees them."""
 
 
 @dataclass
@@ -36,12 +37,7 @@ class _Running:
 
     def seconds_left(self, pace: float) -> float:
         """Time left by its own measure, else by the plan's."""
-        eta = self.facts.get("eta")
-        if eta is not None:
-            return float(eta)
-        if self.facts.get("phase") == "evaluate":
-            return 0.0
-        return max(0.0, self.run.seconds * pace - (time.monotonic() - self.started))
+        return seconds_left(self.facts, self.run.seconds, time.monotonic() - self.started, pace)
 
 
 class TerminalView:
@@ -123,15 +119,12 @@ class TerminalView:
 
     def _pace(self) -> float:
         """Real over predicted seconds of the finished runs, or of those under way while none is finished."""
-        if self._paces:
-            return median(self._paces)
         now = time.monotonic()
-        early = [
-            (now - running.started + float(running.facts["eta"])) / running.run.seconds
-            for running in self.running.values()
-            if running.facts.get("eta") is not None and running.run.seconds > 0
-        ]
-        return median(early) if early else 1.0
+        running = self.running.values()
+        return pace_of(
+            self._paces,
+            ((now - one.started, one.facts.get("eta"), one.run.seconds) for one in running),
+        )
 
     def _ended(self, run: PlannedRun, event: dict[str, Any]) -> None:
         running = self.running.pop(run.id, None)
@@ -157,7 +150,7 @@ class TerminalView:
             words.append(f"{duration(self.seconds_left())} left")
         line = "  ".join(word for word in words if word)
         if self._live is not None:
-            self.console.print(Text(line, style=_COLOURS.get(state, "")))
+            self.console.print(Text(line, style=COLOURS.get(state, "")))
         else:
             self.say(line)
             self._last_line = time.monotonic()
@@ -188,15 +181,53 @@ class TerminalView:
 
 
 def _name(run: PlannedRun) -> str:
-    guided = f" {run.guide}" if run.guide else ""
-    return f"{run.size} {run.structure}{guided} seed {run.seed}"
+    return run_name(run.size, run.structure, run.guide, run.seed)
 
 
 def _facts(running: _Running, pace: float) -> tuple[str, str, str, str]:
-    facts = running.facts
+    return progress_texts(running.facts, running.seconds_left(pace))
+
+
+def run_name(size: str, structure: str, guide: str, seed: int) -> str:
+    """What people call a run."""
+    return f"{size} {structure}{f' {guide}' if guide else ''} seed {seed}"
+
+
+def progress_texts(facts: Mapping[str, Any], left: float) -> tuple[str, str, str, str]:
+    """Where a run stands, as steps, loss, speed and time left.
+
+    Args:
+        facts: phase, step and total; loss (nats per token) and speed (tokens per second) where known.
+        left: seconds.
+    """
     if "step" not in facts:
-        return "starting", "", "", f"{duration(running.seconds_left(pace))} left"
+        return "starting", "", "", f"{duration(left)} left"
     steps = f"{facts.get('phase', 'train')} {facts['step']}/{facts['total']}"
     loss = f"loss {facts['loss']:.4f}" if facts.get("loss") is not None else ""
     speed = f"{count(facts['speed'])} tok/s" if facts.get("speed") else ""
-    return steps, loss, speed, f"{duration(running.seconds_left(pace))} left"
+    return steps, loss, speed, f"{duration(left)} left"
+
+
+def seconds_left(facts: Mapping[str, Any], predicted: float, elapsed: float, pace: float) -> float:
+    """Seconds that a run still takes, by its own measure (`eta`), else by the plan's at a pace."""
+    eta = facts.get("eta")
+    if eta is not None:
+        return float(eta)
+    if facts.get("phase") == "evaluate":
+        return 0.0
+    return max(0.0, predicted * pace - elapsed)
+
+
+def pace_of(finished: Sequence[float], running: Iterable[tuple[float, float | None, float]]) -> float:
+    """Real over predicted seconds: of finished runs, or of those under way while none is finished.
+
+    Args:
+        finished: that ratio of each run that was seen to end.
+        running: of each run under way: seconds so far, seconds left by its own measure, predicted seconds.
+    """
+    if finished:
+        return median(finished)
+    early = [
+        (so_far + eta) / predicted for so_far, eta, predicted in running if eta is not None and predicted > 0
+    ]
+    return median(early) if early else 1.0

@@ -1,9 +1,9 @@
 """The MLflow mirror: copies the ledger into a tracking store, from which nothing is ever read back.
 
-One experiment a sweep, one MLflow run a run id.  Everything is derived from the run folders, so that a
-deleted store is rebuilt identically: metric lines carry their own times, and a line is sent only once it
-can no longer be taken back (it is older than the newest checkpoint, or its run is finished).  The only
-module that imports mlflow.
+One experiment a sweep, one MLflow run a run id, and one for the sweep's report (sweeps.attach).  Everything
+is derived from the run folders, so that a deleted store is rebuilt identically: metric lines carry their own
+times, and a line is sent only once it can no longer be taken back (it is older than the newest checkpoint, or
+its run is finished).  The only module that imports mlflow.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass
 
+from sweeps.attach import Attachment
 from sweeps.errors import MirrorError, SweepError
 from sweeps.ledger import Ledger
 from sweeps.mirrored import default_uri, sqlite_file, write_mark
@@ -44,6 +45,8 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     # It would set its loggers back to talking while it is imported.
     "MLFLOW_CONFIGURE_LOGGING": "false",
+    # Of a server's runs it would print addresses, between the lines that the launcher reads.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # The client would report its use to the vendor.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -57,6 +60,7 @@ def sync(
     uri: str | None,
     wait: float | None = None,
     only: Sequence[str] | None = None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, int]:
     """Bring the mirror of a sweep up to date; running it again changes nothing.
 
@@ -66,9 +70,11 @@ def sync(
         experiment: MLflow experiment.
         uri: tracking URI; None for the default.
         wait: seconds to wait for another writer; None to leave the work to it.
-        only: the runs to mirror; default all of the sweep.
+        only: the runs to mirror; default all of the sweep, and its report if there is one.
+        warn: takes a line where the report could not be uploaded; everything else is mirrored all the same.
 
-    Returns: how many runs were `created`, `updated`, `unchanged`; `busy` 1 where another writer is at it.
+    Returns: how many runs were `created`, `updated`, `unchanged`; `busy` 1 where another writer is at it;
+    `report`, where there is one, 1 if it was uploaded and 0 if it was there already.
     Raises MirrorError, within seconds, where the store cannot be reached or refuses.
     """
     from filelock import FileLock, Timeout
@@ -88,7 +94,12 @@ def sync(
                 database.parent.mkdir(parents=True, exist_ok=True)
                 lock = FileLock(database.with_name(f".{database.name}.lock"))
                 held.enter_context(lock.acquire(timeout=timeout))
-            counts = _Store(uri, results, experiment, sweep).sync(run_ids, timeout)
+            store = _Store(uri, results, experiment, sweep)
+            counts = store.sync(run_ids, timeout)
+            if only is None:
+                report = Attachment(store.client, uri, (experiment, store.experiment), store.ledger, sweep)
+                uploaded = report.attach(run_ids, timeout, warn)
+                counts |= {} if uploaded is None else {"report": int(uploaded)}
         if only is None and not counts["busy"]:
             write_mark(Ledger(results), run_ids, sweep, experiment, uri)
         return counts
@@ -335,11 +346,14 @@ def main(argv: list[str] | None = None) -> int:
     final = False
     while not final:
         final = names.read(options.every)
-        began, problem = time.monotonic(), None
+        began = time.monotonic()
+        problem: str | None = None
+        warned: list[str] = []
         try:
             wait = 60.0 if final else None
             only = names.seen if options.own else None
-            sync(options.results, options.sweep, options.experiment, options.uri, wait, only)
+            sync(options.results, options.sweep, options.experiment, options.uri, wait, only, warned.append)
+            problem = next(iter(warned), None)
         except (SweepError, TrainerError) as error:
             problem = str(error)
         took = time.monotonic() - began

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, Cli, finish_run, write_metrics
+from tracking import TrackingServer
 from tracking import read_back as store_says
 
 from sweeps.background import BackgroundMirror, mirror_of
@@ -273,3 +275,143 @@ def test_a_torn_record_is_one_line(results: Path) -> None:
     (results / "sweeps" / "tiny.json").write_text(json.dumps({"sweep": "tiny"}))
     with pytest.raises(Exception, match="not a sweep record"):
         mirror(results)
+
+
+def write_report(results: Path, text: str) -> str:
+    """Write the sweep's page; returns its SHA-256."""
+    path = results / "reports" / "tiny.html"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def report_says(uri: str, folder: Path, experiment: str = "tiny") -> dict[str, Any]:
+    """What a store has of the sweep's report: everything but MLflow's own ids."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id], filter_string="tags.kind = 'sweep'")
+    (artifact,) = client.list_artifacts(run.info.run_id)
+    folder.mkdir()
+    content = Path(client.download_artifacts(run.info.run_id, artifact.path, str(folder))).read_bytes()
+    return {
+        "name": run.info.run_name, "status": run.info.status,
+        "times": (run.info.start_time, run.info.end_time),
+        "tags": {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
+        "artifact": artifact.path, "content": content,
+    }  # fmt: skip
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def uri(request: pytest.FixtureRequest, results: Path, tmp_path: Path) -> Iterator[str]:
+    """A SQLite store with its tables, or a server that is the only one to reach its artifacts."""
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("fresh_store"), results / "mlflow.db")
+        yield default_uri(results)
+        return
+    server = TrackingServer(tmp_path / "server")
+    try:
+        server.start()
+        yield server.uri
+    finally:
+        server.kill()
+
+
+@pytest.mark.slow
+def test_the_report_is_uploaded_once_and_replaced_when_it_changes(
+    overview: Overview, results: Path, uri: str, tmp_path: Path, cli: Cli
+) -> None:
+    for run_id, config in zip(overview.ids[:3], overview.configs, strict=False):
+        finish_run(results, config, run_id)
+    args = ("sync", str(overview.sweep.path), "--uri", uri)
+    assert cli(*args).stdout == "3 created, 0 updated, 0 unchanged\n"
+    digest = write_report(results, "<h1>one</h1>")
+    done = cli(*args)
+    assert (done.stdout, done.stderr) == ("0 created, 0 updated, 3 unchanged; report uploaded\n", "")
+    first = report_says(uri, tmp_path / "one")
+    assert first == {
+        "name": "tiny (report)", "status": "FINISHED", "times": (1735689606000, 1735689610000),
+        "tags": {
+            "kind": "sweep", "sweep": "tiny", "report_sha256": digest,
+            "runs": "4", "done": "3", "failed": "0",
+        },
+        "artifact": "report.html", "content": b"<h1>one</h1>",
+    }  # fmt: skip
+    assert cli(*args).stdout == "0 created, 0 updated, 3 unchanged; report unchanged\n"
+    changed = write_report(results, "<h1>two &auml;</h1>")
+    assert cli(*args).stdout.endswith("report uploaded\n")
+    second = report_says(uri, tmp_path / "two")
+    assert second == {
+        **first, "content": b"<h1>two &auml;</h1>", "tags": {**first["tags"], "report_sha256": changed},
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_deleted_store_gets_its_report_back(
+    overview: Overview, results: Path, store: Path, tmp_path: Path, cli: Cli
+) -> None:
+    finish_run(results, overview.configs[0], overview.ids[0])
+    write_report(results, "<h1>one</h1>")
+    assert mirror(results) == {"created": 1, "updated": 0, "unchanged": 0, "busy": 0, "report": 1}
+    assert mirror(results) == {"created": 0, "updated": 0, "unchanged": 1, "busy": 0, "report": 0}
+    first = report_says(default_uri(results), tmp_path / "one")
+    assert restore(results, cli, overview) == "1 created, 0 updated, 0 unchanged; report uploaded\n"
+    assert report_says(default_uri(results.with_name("restored")), tmp_path / "two") == first
+
+
+def test_artifacts_that_cannot_be_written_are_one_warning(
+    overview: Overview, results: Path, store: Path, cli: Cli
+) -> None:
+    finish_run(results, overview.configs[0], overview.ids[0])
+    (results / "mlartifacts").write_text("a file where a folder should be")
+    write_report(results, "<h1>one</h1>")
+    done = cli("sync", str(overview.sweep.path))
+    assert done.stdout == "1 created, 0 updated, 0 unchanged\n"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: the report of tiny was not uploaded to MLflow: ")
+    (results / "mlartifacts").unlink()
+    assert cli("sync", str(overview.sweep.path)).stdout.endswith("1 unchanged; report uploaded\n")
+
+
+@pytest.mark.slow
+def test_what_was_never_run_here_is_skipped_and_what_is_mirrored_is_not_looked_at(
+    overview: Overview, results: Path, store: Path, cli: Cli, tmp_path: Path
+) -> None:
+    fresh = Cli(tmp_path / "clone")
+    said = fresh("sync", "--if-run", "lowrank", "nosuch").stdout.splitlines()
+    assert said == [
+        f"{name}: never run in {fresh.results}; nothing to mirror" for name in ("lowrank", "nosuch")
+    ]
+    assert not fresh.results.exists()
+    for run_id, config in zip(overview.ids, overview.configs, strict=True):
+        finish_run(results, config, run_id)
+    args = ("sync", "--if-run", str(overview.sweep.path))
+    assert cli(*args).stdout == "4 created, 0 updated, 0 unchanged\n"
+    assert cli(*args).stdout == "mirrored already\n"
+    write_report(results, "<h1>one</h1>")
+    assert cli(*args).stdout == "0 created, 0 updated, 4 unchanged; report uploaded\n"
+    assert cli(*args, "lowrank").stdout == (
+        f"tiny: mirrored already\nlowrank: never run in {results}; nothing to mirror\n"
+    )
+    (results / "mlflow.db").unlink()
+    assert cli(*args).stdout == "4 created, 0 updated, 0 unchanged; report uploaded\n"
+
+
+@pytest.mark.slow
+def test_the_mirror_of_a_launcher_brings_the_report_and_tells_what_hinders_it(
+    overview: Overview, results: Path, store: Path, tmp_path: Path
+) -> None:
+    finish_run(results, overview.configs[0], overview.ids[0])
+    (results / "mlartifacts").write_text("a file where a folder should be")
+    write_report(results, "<h1>one</h1>")
+    for told in (1, 0):
+        said: list[str] = []
+        background = BackgroundMirror(mirror_of(overview.sweep), results, said.append, every=600)
+        background.start()
+        background.finish(interrupted=False)
+        assert len([line for line in said if "report of tiny was not uploaded" in line]) == told
+        if told:
+            (results / "mlartifacts").unlink()
+    assert report_says(default_uri(results), tmp_path / "one")["content"] == b"<h1>one</h1>"

@@ -1,0 +1,174 @@
+"""Who the runs of a sweep are, for those who only watch: ids, names, steps, FLOPs, predicted seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sweeps.display import run_name
+from sweeps.errors import SweepError
+from sweeps.grid import expand
+from sweeps.identity import UNKNOWN, identify
+from sweeps.layout import layout_or_guess
+from sweeps.ledger import Ledger
+from sweeps.overview import OTHER_RESULTS
+from sweeps.price import Prices
+from sweeps.session import read_record, recorded_sweeps
+from sweeps.sweepfile import CONFIGS, Sweep, find_sweep, read_sweep
+from sweeps.text import count, number
+from trainer.config import RunConfig
+from trainer.errors import TrainerError
+from trainer.flops import spent_flops, train_flops
+from trainer.messages import nearest
+from trainer.presets import run_labels
+from trainer.rundir import CONFIG, read_json
+
+
+@dataclass(frozen=True)
+class Card:
+    """One run, as its configuration has it."""
+
+    name: str
+    """What people call it."""
+    config: RunConfig
+    """Its configuration."""
+    steps: int
+    """Optimizer steps."""
+    flops: int
+    """Training FLOPs of the whole run, `paper` convention."""
+
+    def spent(self, step: int) -> int:
+        """FLOPs of the first steps."""
+        return spent_flops(self.config, min(max(0, step), self.steps)) if step else 0
+
+
+def card_of(config: RunConfig) -> Card:
+    """The card of a run."""
+    labels = run_labels(config)
+    name = run_name(labels["size"], labels["structure"], config.guide.label, config.seed)
+    return Card(name, config, config.steps, train_flops(config))
+
+
+def card_in(folder: Path) -> Card | None:
+    """The card of a run by its folder; None where that does not tell."""
+    try:
+        content = read_json(folder / CONFIG) or {}
+        known = {key: content[key] for key in RunConfig.model_fields if key in content}
+        return card_of(RunConfig.model_validate(known))
+    except (OSError, TrainerError, ValueError):
+        # A ValidationError is a ValueError.
+        return None
+
+
+def _told_apart(cards: list[Card]) -> list[Card]:
+    """Where runs of a sweep have the same name, theirs with the peak learning rate and the tokens as well."""
+    if len({card.name for card in cards}) == len(cards):
+        return cards
+    words = [
+        (f" lr {number(card.config.optim.peak_lr)}", f" {count(card.config.tokens)} tokens") for card in cards
+    ]
+    varies = [len(set(column)) > 1 for column in zip(*words, strict=True)]
+    return [
+        replace(card, name=card.name + "".join(word for word, kept in zip(said, varies, strict=True) if kept))
+        for card, said in zip(cards, words, strict=True)
+    ]
+
+
+class Roster:
+    """The runs of one sweep.
+
+    Args:
+        name: name of the sweep.
+        argument: how commands take it.
+        ids: run ids, in grid order.
+        file: the sweep file, read once cards or prices are asked for.
+        mark: time of the record that this comes from; None without one.
+    """
+
+    def __init__(self, name: str, argument: str, ids: list[str], file: Path, mark: int | None) -> None:
+        self.name, self.argument, self.ids, self.file, self.mark = name, argument, ids, file, mark
+        self.cards: dict[str, Card] = {}
+        self.slots = 1
+        self._sweep: Sweep | None = None
+        self._expanded = False
+        self._prices: Prices | None = None
+        self._seconds: dict[str, float] = {}
+
+    def expand(self) -> None:
+        """Fill the cards from the sweep file, once; SweepError or TrainerError where that cannot be done."""
+        if self._expanded:
+            return
+        self._expanded = True
+        sweep = read_sweep(self.file)
+        configs = expand(sweep)
+        ids, problems = identify(configs)
+        known = set(self.ids)
+        if not known:
+            if problems:
+                raise SweepError(problems[0])
+            self.ids = ids
+        self.cards |= {
+            run_id: card
+            for run_id, card in zip(ids, _told_apart([card_of(config) for config in configs]), strict=True)
+            if run_id != UNKNOWN and (run_id in known or not known)
+        }
+        self._sweep = sweep
+
+    def price(self, results: Mapping[str, Mapping[str, Any] | None], ledger: Ledger) -> None:
+        """Learn this machine's speed from `results` (by run id) and from others of the ledger; once."""
+        if self._prices is not None or self._sweep is None:
+            return
+        layout = layout_or_guess(self._sweep.execution)
+        known = [dict(result) for result in results.values() if result is not None]
+        known += ledger.other_results(results, OTHER_RESULTS)
+        self._prices, self.slots = Prices(known, layout.setting), layout.slots
+
+    def seconds(self, run_id: str) -> float | None:
+        """Predicted seconds of a whole run on this machine; None where its configuration is not known."""
+        card = self.cards.get(run_id)
+        if card is None or self._prices is None:
+            return None
+        if run_id not in self._seconds:
+            self._seconds[run_id] = self._prices.price(card.config).seconds
+        return self._seconds[run_id]
+
+
+def record_time(results: Path, name: str) -> int | None:
+    """When a sweep was last recorded, in ns; None where it never was."""
+    try:
+        return os.stat(results / "sweeps" / f"{name}.json").st_mtime_ns
+    except OSError:
+        return None
+
+
+def recorded_roster(results: Path, name: str) -> Roster | None:
+    """A sweep as its record has it; None where that is gone or torn."""
+    mark = record_time(results, name)
+    try:
+        record = read_record(results, name)
+    except (SweepError, OSError):
+        return None
+    if record is None:
+        return None
+    file = Path(record["file"])
+    return Roster(name, name if file.parent == CONFIGS else str(file), record["run_ids"], file, mark)
+
+
+def asked_roster(results: Path, written: str) -> Roster:
+    """The sweep that a user means by name or file, run or not.
+
+    Raises SweepError or TrainerError where there is none, or where neither file nor record tell its runs.
+    """
+    try:
+        file = find_sweep(written)
+    except SweepError as unknown:
+        known = recorded_roster(results, written) if "/" not in written else None
+        if known is None:
+            hint = nearest(written, recorded_sweeps(results))
+            raise (SweepError(f"unknown sweep '{written}'{hint}") if "did you" in hint else unknown) from None
+        return known
+    sweep = read_sweep(file)
+    return recorded_roster(results, sweep.name) or Roster(sweep.name, sweep.argument, [], file, None)

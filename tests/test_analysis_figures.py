@@ -67,10 +67,10 @@ def test_two_processes_draw_the_same_bytes_whatever_the_user_style(tmp_path: Pat
     )  # fmt: skip
     assert done.returncode == 0 and remarks(done.stderr) == [], done.stderr
     there = contents([Path(line) for line in done.stdout.split()])
-    assert sorted(here) == [
+    assert set(here) >= {
         "lowrank.json", "lowrank.md", "lowrank_runs.csv",
         "lowrank_scaling.pdf", "lowrank_scaling.png", "lowrank_scaling.svg",
-    ]  # fmt: skip
+    }  # fmt: skip
     assert here == there
 
 
@@ -220,7 +220,10 @@ def test_without_a_name_only_tracked_tables_are_read(
     monkeypatch.setenv("SCALING_RESULTS", str(tmp_path))
     assert command(monkeypatch, "figures", "--no-published") == 0
     captured = capsys.readouterr()
-    assert remarks(captured.err) == [] and contents([Path(line) for line in captured.out.split()]) == before
+    assert remarks(captured.err) == []
+    # The table itself is what they are drawn from.
+    del before["lowrank_runs.csv"]
+    assert contents([Path(line) for line in captured.out.split()]) == before
 
 
 def write_result_of(folder: Path, **changes: object) -> None:

@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> None:
         if args.list:
             _list(products, results)
             return
-        if not products and not tracked.problems:
+        own = any(path.is_relative_to(tracked.tables) for one in products for path in one.inputs)
+        if not own and not tracked.problems and args.only is None:
             raise AnalysisError(
                 f"{results / 'tables'}: no table *_runs.csv to draw; name a sweep or CSV, or run a sweep"
             )

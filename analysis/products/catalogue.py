@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from analysis.products import measured, sweeps
+from analysis.products import arms, laws, measured, recurrent, surfaces, sweeps
 from analysis.products.product import Product
 from analysis.products.tracked import Tracked
 
 Provider = Callable[[Tracked], Iterator[Product]]
 
-PROVIDERS: tuple[Provider, ...] = (sweeps.products, measured.products)
+PROVIDERS: tuple[Provider, ...] = (
+    sweeps.products,
+    laws.products,
+    surfaces.products,
+    arms.products,
+    recurrent.products,
+    measured.products,
+)
 """In the order in which their figures stand in a report."""
 
 

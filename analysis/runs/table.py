@@ -30,6 +30,7 @@ OPTIONAL_NUMBERS = ("val_loss_se", "val_bits_per_byte", "entropy_rate", "seconds
 KNOWN = ("params", "tokens", "train_flops", "val_loss", "structure", "seed", "size", "run_id", "state")
 LEADING = ("run_id", "state", "size", "structure", "seed", "params", "tokens", "train_flops", "val_loss")
 STATES = ("done", "missing", "running", "failed", "diverged", "corrupted", "preempted", "new")
+HEADS = ("n_heads", "n_kv_heads")
 LEFT_OUT = ("schema", "sha256", "finished", "flops")
 
 Cells = dict[str, str]
@@ -153,6 +154,9 @@ def _run_cells(folder: Path, run_id: str) -> tuple[Cells, Mapping[str, Any]]:
     cells = {**kept, **by_convention, "run_id": run_id}
     if state == "diverged" and "tokens" in config:
         cells["tokens"] = config["tokens"]
+    model = config.get("model") or {}
+    # What tells grouped-query attention apart, which results of older runs do not name.
+    cells |= {name: model[name] for name in HEADS if name in model}
     return {key: cell(value) for key, value in cells.items()}, config
 
 

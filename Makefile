@@ -7,10 +7,12 @@ EXECUTOR ?= local
 RUN_FLAGS ?=
 RESULTS ?= results
 export SCALING_RESULTS := $(RESULTS)
+# The sweeps that have a tracked table.
+REPORTED = $(filter $(SWEEPS),$(patsubst %_runs.csv,%,$(notdir $(wildcard $(RESULTS)/tables/*_runs.csv))))
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test test-slow test-slurm status figures reproduce mlflow-ui bench clean $(SWEEPS:%=sweep-%) $(SWEEPS:%=plan-%)
+.PHONY: help setup check lint types test test-slow test-slurm test-browser status figures report reproduce mlflow-ui bench clean $(SWEEPS:%=sweep-%) $(SWEEPS:%=plan-%)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
@@ -30,6 +32,8 @@ $(SWEEPS:%=sweep-%): sweep-%: $(STAMP)
 	$(BIN)/python -m sweeps run $* --executor $(EXECUTOR) $(if $(filter slurm,$(EXECUTOR)),--then fit) $(RUN_FLAGS)
 	@$(if $(filter slurm,$(EXECUTOR)),,$(BIN)/python -m analysis fit $*)
 	@$(if $(filter slurm,$(EXECUTOR)),,$(BIN)/python -m analysis figures $*)
+	@$(if $(filter slurm,$(EXECUTOR)),,$(BIN)/python -m analysis report $*)
+	@$(if $(filter slurm,$(EXECUTOR)),,$(BIN)/python -m sweeps sync --if-run $*)
 
 $(SWEEPS:%=plan-%): plan-%: $(STAMP)
 	@$(BIN)/python -m sweeps plan $*
@@ -42,6 +46,10 @@ status: $(STAMP) ## what has been run
 
 figures: $(STAMP) ## redraw every figure and table from tracked tables, no training
 	$(BIN)/python -m analysis figures
+
+report: $(STAMP) ## one HTML page a sweep in results/reports/; MLflow has those of sweeps that were run here
+	$(BIN)/python -m analysis report
+	@$(BIN)/python -m sweeps sync --if-run $(REPORTED)
 
 reproduce: $(STAMP) ## fit published studies again, value against value (about half a minute)
 	$(BIN)/python -m analysis reproduce --out $(RESULTS)/tables
@@ -78,12 +86,16 @@ test: $(STAMP) ## the quick tests (under 3 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow" -n auto
 
 test-slow: $(STAMP) ## whole sweeps, kills and races (several minutes)
-	$(BIN)/python -m pytest -m "slow and not slurm"
+	$(BIN)/python -m pytest -m "slow and not slurm and not browser"
 
 # Exit code 3 of the installer: not possible here; the tests then say why they are skipped.
 test-slurm: $(STAMP) ## on a real Slurm (root on Debian or Ubuntu, which installs it; else skipped)
 	@[ "$$(id -u)" != 0 ] || for what in "" accounting postgres; do tests/slurm/install.sh $$what || [ $$? = 3 ] || exit 1; done
 	$(BIN)/python -m pytest -m slurm -rs
+
+test-browser: $(STAMP) ## reports in a real Chromium (root on Debian or Ubuntu, which installs it; else skipped)
+	@[ "$$(id -u)" != 0 ] || tests/browser/install.sh || [ $$? = 3 ] || exit 1
+	$(BIN)/python -m pytest -m browser -rs
 
 clean: ## remove the environment and caches; runs and results stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

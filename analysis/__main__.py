@@ -1,4 +1,4 @@
-"""Command line: laws, comparisons, optima, diagnosis, design, published studies, gaps, dynamics, figures."""
+"""Command line: laws, comparisons, optima, diagnosis, design, gaps, dynamics, figures, reports."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from analysis.commands import (
     design,
     diagnose,
     dynamics,
+    export,
     figures,
     fit,
     gaps,
     isoflop,
+    report,
     reproduce,
 )
 from analysis.errors import AnalysisError
 from trainer.errors import TrainerError
 
-COMMANDS = (fit, compare, diagnose, isoflop, design, gaps, dynamics, figures, reproduce, coverage, bench)
+COMMANDS = (
+    fit, compare, diagnose, isoflop, design, gaps, dynamics, export, figures, report, reproduce, coverage,
+    bench,
+)  # fmt: skip
 """Modules, each with `add(commands)`; the help lists them in this order."""
 
 

@@ -20,6 +20,7 @@ from analysis.lawfits import LawFits
 from analysis.output import write_if_changed
 from analysis.report import plain
 from analysis.runs.table import structures_of
+from analysis.tables import Table, latex_file
 
 UNKNOWN = "not recorded"
 RECORDED = {
@@ -160,8 +161,19 @@ def markdown(card: Card, name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def latex(card: Card, name: str) -> str:
+    r"""The card as one table to \input."""
+    rows = [
+        [title if i == 0 else "", entry, text]
+        for title, section in card.items()
+        for i, (entry, text) in enumerate(section.items())
+    ]
+    table = Table(("section", "entry", "value"), rows, f"Methods card: {name}.")
+    return latex_file([(f"tab:{name}-card", table)])
+
+
 def write_card(path: Path, result: LawFits) -> None:
-    """Write the card as Markdown or JSON, as the file's ending says.
+    """Write the card as Markdown, LaTeX or JSON, as the file's ending says.
 
     Raises:
         AnalysisError: another ending, or a file that cannot be written.
@@ -172,5 +184,7 @@ def write_card(path: Path, result: LawFits) -> None:
         write_if_changed(path, json.dumps(plain(body), indent=1) + "\n")
     elif path.suffix == ".md":
         write_if_changed(path, markdown(card, result.name))
+    elif path.suffix == ".tex":
+        write_if_changed(path, latex(card, result.name))
     else:
-        raise AnalysisError(f"--card {path}: must end in .md or .json; mend the name")
+        raise AnalysisError(f"--card {path}: must end in .md, .tex or .json; mend the name")

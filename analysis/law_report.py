@@ -1,21 +1,23 @@
-"""The Markdown of one law on a table: parameters with intervals, optimal allocation, findings, methods."""
+"""The Markdown and LaTeX of one law on a table: parameters, optimal allocation, findings, methods."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from analysis.allocation import Allocation, Known
-from analysis.digits import interval, number, quantity
+from analysis.digits import estimate, interval, number, quantity, significant
 from analysis.findings import Finding
 from analysis.fit import Fit, Refusal
 from analysis.lawfits import LawFits
-from analysis.report import markdown_table
+from analysis.tables import Table, latex_file
 
 PARAMETER_HEADER = ("structure", "runs", "parameter", "value", "95 % interval")
 EVIDENCE_HEADER = ("structure", "objective", "noise sd", "delta", "starts", "minima", "gradient", "condition")
 OPTIMUM_HEADER = ("structure", "FLOPs", "N*", "95 % interval", "D*", "95 % interval", "loss", "95 % interval")
-WIDE = 1e4
+WIDE = 10
+"""Times the value; of an interval that reaches further, the standard error says nothing of its ends."""
 
 
 def parameter_rows(fits: Sequence[Fit | Refusal]) -> list[list[str]]:
@@ -38,8 +40,8 @@ def _value(value: float | None, name: str, fit: Fit) -> list[str]:
     edges = (fit.intervals or {}).get(name)
     if error is None or edges is None or not math.isfinite(error):
         return [f"{value:.4g}", "-"]
-    if abs(value) >= WIDE or error == 0 or edges[1] > 10 * abs(value):
-        return [f"{value:.4g}", f"[{edges[0]:.3g}, {edges[1]:.3g}]"]
+    if edges[1] > WIDE * abs(value):
+        return list(estimate(value, *edges))
     return [number(value, error), interval(*edges, error)]
 
 
@@ -54,7 +56,7 @@ def evidence_rows(fits: Sequence[Fit | Refusal]) -> list[list[str]]:
             [
                 fit.group,
                 f"{fit.objective:.6g}",
-                "-" if fit.residual_sd is None else f"{fit.residual_sd:.2g}",
+                "-" if fit.residual_sd is None else significant(fit.residual_sd),
                 "least squares" if fit.huber_delta is None else f"{fit.huber_delta:.2g}",
                 str(seen.starts),
                 str(seen.minima),
@@ -80,8 +82,7 @@ def exponent_lines(fits: Sequence[Fit | Refusal], optima: Sequence[Allocation | 
 
 
 def _known(found: Known) -> str:
-    error = (found.high - found.low) / 4
-    return f"{number(found.value, error)} {interval(found.low, found.high, error)}"
+    return " ".join(estimate(found.value, found.low, found.high))
 
 
 def optimum_rows(fits: Sequence[Fit | Refusal], optima: Sequence[Allocation | None]) -> list[list[str]]:
@@ -90,17 +91,12 @@ def optimum_rows(fits: Sequence[Fit | Refusal], optima: Sequence[Allocation | No
     for fit, found in zip(fits, optima, strict=True):
         for i, at in enumerate(found.optima if found is not None else ()):
             beyond = " (beyond the runs)" if at.extrapolated else ""
-            error = (at.loss.high - at.loss.low) / 4
+            known = [estimate(one.value, one.low, one.high) for one in (at.params, at.tokens, at.loss)]
             rows.append(
                 [
                     fit.group if i == 0 else "",
                     quantity(at.train_flops) + beyond,
-                    quantity(at.params.value),
-                    f"[{quantity(at.params.low)}, {quantity(at.params.high)}]",
-                    quantity(at.tokens.value),
-                    f"[{quantity(at.tokens.low)}, {quantity(at.tokens.high)}]",
-                    number(at.loss.value, error),
-                    interval(at.loss.low, at.loss.high, error),
+                    *(text for pair in known for text in pair),
                 ]
             )
     return rows
@@ -129,24 +125,64 @@ def method(fits: Sequence[Fit | Refusal]) -> str:
     return f"{what}; intervals: {ways or 'none'}."
 
 
-def markdown(result: LawFits) -> str:
-    """The whole report."""
-    fits, optima = result.fits, result.allocations
-    parts = [
-        f"# {result.name}: {result.law.formula}",
-        f"Data: {result.runs.coverage()}. Law: {result.law.source}.",
-        markdown_table(PARAMETER_HEADER, parameter_rows(fits)),
-        markdown_table(EVIDENCE_HEADER, evidence_rows(fits)),
-        method(fits),
-    ]
-    parts += [f"{fit.group}: no fit: {fit.reason}." for fit in fits if isinstance(fit, Refusal)]
+def cautions(fits: Sequence[Fit | Refusal]) -> list[str]:
+    """Which structures have no fit, and whose numbers are not identified."""
+    lines = [f"{fit.group}: no fit: {fit.reason}." for fit in fits if isinstance(fit, Refusal)]
     open_ones = [fit.group for fit in fits if isinstance(fit, Fit) and not fit.identified]
     if open_ones:
-        parts.append(f"Not identified: {', '.join(open_ones)}. Its numbers are nominal; see the findings.")
-    if lines := exponent_lines(fits, optima):
+        lines.append(f"Not identified: {', '.join(open_ones)}. Its numbers are nominal; see the findings.")
+    return lines
+
+
+def _found(fits: Sequence[Fit | Refusal]) -> list[str]:
+    return finding_lines([(fit.group, one) for fit in fits if isinstance(fit, Fit) for one in fit.findings])
+
+
+def _data(result: LawFits) -> str:
+    return f"Data: {result.runs.coverage()}. Law: {result.law.source}."
+
+
+def parameter_table(result: LawFits) -> Table:
+    """The parameters of each structure with intervals."""
+    caption = f"{result.name}: parameters of {result.law.formula}."
+    return Table(PARAMETER_HEADER, parameter_rows(result.fits), caption)
+
+
+def evidence_table(result: LawFits) -> Table:
+    """Objective and certificate of each fit; the notes say how they were made, and which are none."""
+    fits = result.fits
+    caption = f"{result.name}: objective and convergence of the fits of {result.law.formula}."
+    return Table(EVIDENCE_HEADER, evidence_rows(fits), caption, (method(fits), *cautions(fits)))
+
+
+def optimum_table(result: LawFits) -> Table:
+    """Compute-optimal size, tokens and loss of each structure by budget."""
+    caption = f"{result.name}: compute-optimal size N*, tokens D* and loss under {result.law.formula}."
+    return Table(OPTIMUM_HEADER, optimum_rows(result.fits, result.allocations), caption)
+
+
+def latex(result: LawFits) -> str:
+    r"""All tables of the report as one file to \input; what is not identified stands in their notes."""
+    fits, name = result.fits, f"tab:{result.name}-{result.law.name}"
+    notes = _data(result), method(fits), *cautions(fits), *_found(fits)
+    tables = [(f"{name}-parameters", replace(parameter_table(result), notes=notes))]
+    tables.append((f"{name}-evidence", evidence_table(result)))
+    if lines := exponent_lines(fits, result.allocations):
+        tables.append((f"{name}-optima", replace(optimum_table(result), notes=(*lines, *cautions(fits)))))
+    return latex_file(tables)
+
+
+def markdown(result: LawFits) -> str:
+    """The whole report."""
+    parts = [
+        f"# {result.name}: {result.law.formula}",
+        _data(result),
+        parameter_table(result).markdown(),
+        evidence_table(result).markdown(),
+    ]
+    if lines := exponent_lines(result.fits, result.allocations):
         parts += ["## Compute-optimal size and tokens", "\n".join(f"- {line}" for line in lines)]
-        parts.append(markdown_table(OPTIMUM_HEADER, optimum_rows(fits, optima)))
-    found = [(fit.group, finding) for fit in fits if isinstance(fit, Fit) for finding in fit.findings]
-    if found:
-        parts += ["## Findings", "\n".join(f"- {line}" for line in finding_lines(found))]
+        parts.append(optimum_table(result).markdown())
+    if found := _found(result.fits):
+        parts += ["## Findings", "\n".join(f"- {line}" for line in found)]
     return "\n\n".join(parts) + "\n"

@@ -1,19 +1,21 @@
-"""Tables and sentences of one analysis: Markdown, JSON, and the rows that a terminal shows."""
+"""Tables and sentences of one analysis: Markdown, LaTeX, JSON, and the rows that a terminal shows."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.analyse import Analysis
-from analysis.digits import interval, number, quantity, with_error
+from analysis.digits import interval, number, quantity, significant, with_error
 from analysis.fit import Fit, Refusal
+from analysis.laws import IRREDUCIBLE, POWER
+from analysis.tables import Table, latex_file
 
 FIT_HEADER = ("structure", "runs", "alpha without E", "95 % interval", "residual sd", "alpha with E", "E")
 RUN_HEADER = (
@@ -77,7 +79,7 @@ def _power_cells(fit: Fit | Refusal, notes: list[_Note]) -> list[str]:
     if fit.standard_errors is None or fit.intervals is None:
         return [number(alpha) + mark, "-", "-"]
     se = fit.standard_errors["alpha"]
-    sd = "-" if fit.residual_sd is None else f"{fit.residual_sd:.2g}"
+    sd = "-" if fit.residual_sd is None else significant(fit.residual_sd)
     return [with_error(alpha, se) + mark, interval(*fit.intervals["alpha"], se), sd]
 
 
@@ -109,7 +111,7 @@ def run_rows(table: pd.DataFrame) -> list[list[str]]:
                 quantity(float(value["tokens"])),
                 quantity(float(value["train_flops"])),
                 with_error(loss, se, 5),
-                "-" if bits is None else number(bits, bits_se),
+                "-" if bits is None else with_error(bits, bits_se),
                 "-" if _float(value.get("seconds")) is None else f"{float(value['seconds']):.0f}",
             ]
         )
@@ -120,31 +122,50 @@ def _float(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+def fit_table(analysis: Analysis) -> Table:
+    """The exponents of each structure."""
+    rows, notes = fit_rows(analysis)
+    marked = [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
+    return Table(
+        FIT_HEADER,
+        rows,
+        f"{analysis.name}: exponents of held-out loss in training FLOPs, for {POWER.formula} and with an "
+        f"irreducible loss, {IRREDUCIBLE.formula}.",
+        (METHOD, *marked),
+    )
+
+
+def run_table(analysis: Analysis) -> Table:
+    """The runs, one row each."""
+    caption = (
+        f"{analysis.name}: all finished runs. Held-out loss and bits per byte with the standard error over "
+        "the held-out text."
+    )
+    return Table(RUN_HEADER, run_rows(analysis.runs.table), caption)
+
+
+def latex(analysis: Analysis, runs: bool = True) -> str:
+    r"""All tables of the report as one file to \input; verdict and missing runs stand in the notes."""
+    fits = fit_table(analysis)
+    said = analysis.comparison.verdict, f"Data: {analysis.runs.coverage()}."
+    tables = [(f"tab:{analysis.name}-fits", replace(fits, notes=(*said, *fits.notes)))]
+    if runs:
+        table = run_table(analysis)
+        tables.append((f"tab:{analysis.name}-runs", replace(table, notes=(said[1],))))
+    return latex_file(tables)
+
+
 def markdown(analysis: Analysis, runs: bool = True) -> str:
     """The whole report as Markdown, without anything that depends on time or place."""
-    rows, notes = fit_rows(analysis)
     parts = [
         f"# {analysis.name}: held-out loss over training FLOPs",
         f"**Verdict.** {analysis.comparison.verdict}",
         f"Data: {analysis.runs.coverage()}.",
-        markdown_table(FIT_HEADER, rows),
-        METHOD,
+        fit_table(analysis).markdown(),
     ]
-    if notes:
-        parts.append("\n".join(f"- [{i}] {note}" for i, note in enumerate(notes, 1)))
     if runs:
-        parts += ["## Runs", markdown_table(RUN_HEADER, run_rows(analysis.runs.table))]
+        parts += ["## Runs", run_table(analysis).markdown()]
     return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its columns padded to one width."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
 def to_json(analysis: Analysis) -> str:

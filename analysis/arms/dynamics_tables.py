@@ -6,16 +6,16 @@ import csv
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from analysis.arms.dynamics import Dynamics, Rule, Trace, conclusions
-from analysis.digits import number, with_error
+from analysis.digits import significant, with_error
 from analysis.errors import AnalysisError
-from analysis.report import markdown_table
+from analysis.tables import Table, latex_file
 
 CURVE_HEADER = ("run_id", "step", "train_loss", "highest")
 ARM_HEADER = (
@@ -53,27 +53,41 @@ def arm_rows(result: Dynamics) -> list[list[str]]:
     return rows
 
 
-def markdown(result: Dynamics) -> str:
-    """The whole report as Markdown, without anything that depends on time or place."""
+def arm_table(result: Dynamics) -> Table:
+    """Spikes and final losses over learning rates; the notes say what a spike is."""
     thresholds = [t.threshold for t in result.traces if math.isfinite(t.threshold)]
     rule = Rule().words()
     if thresholds:
-        rule += (
-            f" Here that is {number(min(thresholds), None, 2)} to {number(max(thresholds), None, 2)} nats."
-        )
+        rule += f" Here that is {significant(min(thresholds))} to {significant(max(thresholds))} nats."
     short = [t.run_id for t in result.traces if not math.isfinite(t.threshold)]
+    notes = [rule]
+    if short:
+        notes.append(
+            f"{len(short)} of {len(result.traces)} runs logged too few points to look for spikes: "
+            f"{', '.join(short[:8])}; log every step with execution.log_points."
+        )
+    caption = (
+        f"{result.name}: training dynamics over peak learning rates; final held-out loss is the mean over "
+        "seeds ± its standard error."
+    )
+    return Table(ARM_HEADER, arm_rows(result), caption, notes)
+
+
+def latex(result: Dynamics) -> str:
+    r"""The table as one file to \input, what follows from it and the missing runs in its notes."""
+    table = arm_table(result)
+    said = (*conclusions(result), f"Data: {result.coverage}.")
+    return latex_file([(f"tab:{result.name}-dynamics", replace(table, notes=(*said, *table.notes)))])
+
+
+def markdown(result: Dynamics) -> str:
+    """The whole report as Markdown, without anything that depends on time or place."""
     parts = [
         f"# {result.name}: training dynamics over learning rates",
         " ".join(conclusions(result)),
         f"Data: {result.coverage}.",
-        markdown_table(ARM_HEADER, arm_rows(result)),
-        rule,
+        arm_table(result).markdown(),
     ]
-    if short:
-        parts.append(
-            f"{len(short)} of {len(result.traces)} runs logged too few points to look for spikes: "
-            f"{', '.join(short[:8])}; log every step with execution.log_points."
-        )
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Tables and sentences about gaps to dense: Markdown, JSON, CSV, and the rows that a terminal shows."""
+"""Tables and sentences about gaps to dense: Markdown, LaTeX, JSON, CSV, and rows for a terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 from analysis.arms.gaps import Difference, Gaps, to_dict
 from analysis.digits import interval, probability, quantity, with_error
-from analysis.report import markdown_table, plain
+from analysis.report import plain
+from analysis.tables import Table, latex_file
 from analysis.uncertainty import t_quantile
 
 ROW_HEADER = (
@@ -111,15 +113,37 @@ def method(result: Gaps) -> str:
     return text
 
 
+def gap_table(result: Gaps) -> Table:
+    """The arms against dense."""
+    caption = f"{result.name}: held-out loss of each arm, and its gap to dense at the same size and budget."
+    return Table(ROW_HEADER, gap_rows(result), caption)
+
+
+def contrast_table(result: Gaps) -> Table:
+    """The arms of one structure against each other."""
+    caption = f"{result.name}: differences of held-out loss (nats per token) within a structure."
+    return Table(CONTRAST_HEADER, contrast_rows(result), caption)
+
+
+def latex(result: Gaps) -> str:
+    r"""All tables of the report as one file to \input, how the numbers were made in their notes."""
+    data = f"Data: {result.coverage}."
+    notes = (data, method(result), *result.notes)
+    tables = [(f"tab:{result.name}-gaps", replace(gap_table(result), notes=notes))]
+    if result.contrasts:
+        tables.append((f"tab:{result.name}-contrasts", replace(contrast_table(result), notes=notes)))
+    return latex_file(tables)
+
+
 def markdown(result: Gaps) -> str:
     """The whole report as Markdown, without anything that depends on time or place."""
     parts = [
         f"# {result.name}: gaps to dense",
         f"Data: {result.coverage}.",
-        markdown_table(ROW_HEADER, gap_rows(result)),
+        gap_table(result).markdown(),
     ]
     if result.contrasts:
-        parts += ["## Within a structure", markdown_table(CONTRAST_HEADER, contrast_rows(result))]
+        parts += ["## Within a structure", contrast_table(result).markdown()]
     parts.append(method(result))
     if result.notes:
         parts.append("\n".join(f"- {note}" for note in result.notes))

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     """Time, and print."""
     from analysis.bench import bench
     from analysis.progress import Progress
-    from analysis.report import markdown_table
+    from analysis.tables import markdown_table
 
     with Progress("repeats", args.repeats) as progress:
         timings, _ = bench(args.repeats, progress.update)

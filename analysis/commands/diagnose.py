@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> None:
     """Diagnose, and print what was found."""
     from analysis.errors import AnalysisError
     from analysis.findings import CATALOGUE
-    from analysis.report import markdown_table, plain
+    from analysis.report import plain
+    from analysis.tables import markdown_table
 
     if args.catalogue:
         rows = [[code, name, remedy] for code, (name, remedy) in CATALOGUE.items()]

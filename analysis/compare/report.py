@@ -1,10 +1,10 @@
-"""The Markdown and JSON of a comparison of structures: models, tests, multipliers, gaps, and the verdict."""
+"""The Markdown, LaTeX and JSON of a comparison of structures: models, tests, multipliers, gaps, verdict."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,13 +12,14 @@ from analysis.compare.multipliers import Multiplier, Multipliers, multipliers
 from analysis.compare.nested import JointFit, NestedTest, nested_test
 from analysis.compare.slopes import Comparison, Groups, NoTest, SlopeTest, compare_slopes, joint, usable
 from analysis.compare.surfaces import SurfaceComparison, Surfaces, compare_surfaces
-from analysis.digits import interval, number, probability, quantity, with_error
+from analysis.digits import estimate, number, probability, quantity, with_error
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
 from analysis.isoflop.budgets import mixed_ratios
 from analysis.laws import CHINCHILLA, IRREDUCIBLE, POWER
-from analysis.report import markdown_table, plain
+from analysis.report import plain
 from analysis.runs.table import Runs
+from analysis.tables import Table, latex_file
 
 LADDER: tuple[tuple[str, SumLaw, tuple[str, ...]], ...] = (
     ("one line for all, no E", POWER, ()),
@@ -38,6 +39,10 @@ PARTS = 1 + len(STEPS)
 MODEL_HEADER = ("model", "parameters", "sum of squares", "AICc", "note")
 STEP_HEADER = ("smaller model", "larger model", "F", "p (F)", "p (likelihood ratio)", "p (permutation)")
 SLOPE_HEADER = ("irreducible loss", "structure", "exponent", "E")
+TESTED = (
+    "Least squares on log loss. F is exact where there is no E; the likelihood-ratio p is too small with few "
+    "runs; permutations exchange the residuals of the smaller model."
+)
 RATIO_HEADER = ("structure", "against", "loss (nats/token)", "multiplier", "95 % interval")
 EFFECTIVE_HEADER = ("structure", "against", "of", "multiplier", "95 % interval")
 GAP_HEADER = ("structure", "against", "at", "loss difference", "95 % interval")
@@ -189,10 +194,93 @@ def gap_rows(found: Multipliers) -> list[list[str]]:
 
 
 def _value(found: Multiplier) -> list[str]:
-    error = (found.high - found.low) / 4
-    if not np.isfinite(error) or error <= 0:
+    width = found.high - found.low
+    if not np.isfinite(width) or width <= 0:
         return [number(found.value), "unbounded"]
-    return [number(found.value, error), interval(found.low, found.high, error)]
+    return list(estimate(found.value, found.low, found.high))
+
+
+def slope_table(report: Report) -> Table:
+    """The exponents of each structure."""
+    caption = f"{report.name}: exponents of loss in training FLOPs under each view of the irreducible loss."
+    return Table(SLOPE_HEADER, slope_rows(report.comparison.tests), caption)
+
+
+def model_table(report: Report) -> Table:
+    """The joint fits in FLOPs."""
+    caption = f"{report.name}: joint fits of all structures in training FLOPs."
+    return Table(MODEL_HEADER, model_rows(report.models), caption)
+
+
+def step_table(report: Report) -> Table:
+    """The tests between nested joint fits."""
+    return Table(STEP_HEADER, step_rows(report.steps), f"{report.name}: nested fits compared.", (TESTED,))
+
+
+def savings_tables(report: Report, found: Multipliers) -> list[Table]:
+    """Multipliers and gaps in one variable under one law, those that there are."""
+    unit = "FLOPs" if found.variable == "train_flops" else "tokens"
+    tables = []
+    if found.ratios:
+        note = (
+            f"How many times the {unit} of the structure {report.baseline} needs for the same loss; "
+            "above 1 the structure saves. Inside the losses that both reach."
+        )
+        caption = f"{report.name}: {_multiplied(found)}."
+        tables.append(Table(RATIO_HEADER, ratio_rows(found), caption, (note,)))
+    if found.gaps:
+        note = f"Loss of the structure less that of {report.baseline} at equal {unit}, nats per token."
+        caption = f"{report.name}: gaps of loss at equal {unit} under {found.law}."
+        tables.append(Table(GAP_HEADER, gap_rows(found), caption, (note,)))
+    return tables
+
+
+def _multiplied(found: Multipliers) -> str:
+    return f"{'compute' if found.variable == 'train_flops' else 'token'} multipliers under {found.law}"
+
+
+def _note(found: Multipliers) -> str:
+    return f"{found.note[0].upper()}{found.note[1:]}." if found.note else ""
+
+
+def surface_tables(report: Report, found: SurfaceComparison) -> list[Table]:
+    """Joint fits in N and D, the tests between them, and multipliers of parameters and tokens."""
+    if not found.models:
+        return []
+    rows = [
+        [multiplier.structure, multiplier.baseline, what, *_value(multiplier)]
+        for what, several in found.effective.items()
+        for multiplier in several
+    ]
+    law = CHINCHILLA.formula
+    tables = [
+        Table(MODEL_HEADER, model_rows(found.models), f"{report.name}: joint fits of {law}."),
+        Table(STEP_HEADER, step_rows(found.steps), f"{report.name}: nested fits of {law} compared."),
+    ]
+    if rows:
+        note = (
+            "Under shared E and exponents: how many times the parameters, and the tokens, of the structure "
+            f"{report.baseline} needs for the same term of the loss."
+        )
+        caption = f"{report.name}: effective parameters and tokens under {law}."
+        tables.append(Table(EFFECTIVE_HEADER, rows, caption, (note,)))
+    return tables
+
+
+def latex(report: Report) -> str:
+    r"""All tables of the report as one file to \input; verdicts and refusals stand in their notes."""
+    data = f"Data: {report.runs.coverage()}.{_ratios(report.runs)}"
+    first = replace(slope_table(report), notes=(report.comparison.verdict, data))
+    refused = tuple(f"No {_multiplied(one)}: {one.note}." for one in report.savings if one.note)
+    models = model_table(report)
+    tables = [("slopes", first), ("models", replace(models, notes=refused)), ("steps", step_table(report))]
+    for i, found in enumerate(report.savings, 1):
+        tables += [(f"multipliers-{i}-{j}", t) for j, t in enumerate(savings_tables(report, found), 1)]
+    if report.surfaces is not None:
+        for i, table in enumerate(surface_tables(report, report.surfaces), 1):
+            notes = (report.surfaces.verdict, *table.notes) if i == 1 else table.notes
+            tables.append((f"surfaces-{i}", replace(table, notes=notes)))
+    return latex_file((f"tab:{report.name}-{label}", table) for label, table in tables)
 
 
 def markdown(report: Report) -> str:
@@ -202,32 +290,20 @@ def markdown(report: Report) -> str:
         f"**Verdict.** {report.comparison.verdict}",
         f"Data: {report.runs.coverage()}.{_ratios(report.runs)}",
         "## Exponents",
-        markdown_table(SLOPE_HEADER, slope_rows(report.comparison.tests)),
+        slope_table(report).markdown(),
         "## Nested fits",
-        markdown_table(MODEL_HEADER, model_rows(report.models)),
-        markdown_table(STEP_HEADER, step_rows(report.steps)),
-        "Least squares on log loss. F is exact where there is no E; the likelihood-ratio p is too small with "
-        "few runs; permutations exchange the residuals of the smaller model.",
+        model_table(report).markdown(),
+        step_table(report).markdown(),
     ]
     for found in report.savings:
-        what = "compute" if found.variable == "train_flops" else "token"
-        unit = "FLOPs" if found.variable == "train_flops" else "tokens"
-        parts.append(f"## {what.capitalize()} multipliers under {found.law}")
-        if found.ratios:
-            parts.append(markdown_table(RATIO_HEADER, ratio_rows(found)))
-            parts.append(
-                f"How many times the {unit} of the structure {report.baseline} needs for the same loss; "
-                "above 1 the structure saves. Inside the losses that both reach."
-            )
-        if found.gaps:
-            parts.append(markdown_table(GAP_HEADER, gap_rows(found)))
-            parts.append(
-                f"Loss of the structure less that of {report.baseline} at equal {unit}, nats per token."
-            )
+        title = _multiplied(found)
+        parts.append(f"## {title[0].upper()}{title[1:]}")
+        parts += [table.markdown() for table in savings_tables(report, found)]
         if found.note:
-            parts.append(f"{found.note[0].upper()}{found.note[1:]}.")
+            parts.append(_note(found))
     if report.surfaces is not None:
-        parts += _surface_parts(report.surfaces, report.baseline)
+        parts += [f"## Nested fits of {CHINCHILLA.formula}", report.surfaces.verdict]
+        parts += [table.markdown() for table in surface_tables(report, report.surfaces)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -240,26 +316,6 @@ def _ratios(runs: Runs) -> str:
         if mixed is not None:
             return f" {mixed.code} {structure}: {mixed.sentence}; the fits in N and D below do not."
     return ""
-
-
-def _surface_parts(found: SurfaceComparison, baseline: str) -> list[str]:
-    parts = [f"## Nested fits of {CHINCHILLA.formula}", found.verdict]
-    if not found.models:
-        return parts
-    parts += [markdown_table(MODEL_HEADER, model_rows(found.models))]
-    parts += [markdown_table(STEP_HEADER, step_rows(found.steps))]
-    rows = [
-        [multiplier.structure, multiplier.baseline, what, *_value(multiplier)]
-        for what, several in found.effective.items()
-        for multiplier in several
-    ]
-    if rows:
-        parts.append(markdown_table(EFFECTIVE_HEADER, rows))
-        parts.append(
-            f"Under shared E and exponents: how many times the parameters, and the tokens, of the structure "
-            f"{baseline} needs for the same term of the loss."
-        )
-    return parts
 
 
 def to_json(report: Report) -> str:

@@ -313,8 +313,7 @@ def verdict(tests: list[SlopeTest | NoTest], design: str, left_out: Sequence[str
     if not done:
         return " ".join([f"No test of the exponents: {_reason(tests)}.", *gone])
     sentences = [_sentence(test) for test in tests]
-    misfit = _misfit(done)
-    holds = [test for test in done if misfit is None or test.hypothesis != "none"]
+    misfit, holds = _misfit(done), telling(done)
     if misfit is not None:
         sentences.append(misfit)
     if len({test.rejected for test in holds}) > 1:
@@ -328,6 +327,13 @@ def verdict(tests: list[SlopeTest | NoTest], design: str, left_out: Sequence[str
     if not any(test.rejected for test in holds):
         sentences.append("That equality is not rejected does not show that the slopes are equal.")
     return " ".join(sentences)
+
+
+def telling(tests: Sequence[SlopeTest | NoTest]) -> list[SlopeTest]:
+    """The tests that count: without the one that has no irreducible loss where the curves bend."""
+    done = [test for test in tests if isinstance(test, SlopeTest)]
+    misfit = _misfit(done)
+    return [test for test in done if misfit is None or test.hypothesis != "none"]
 
 
 def _limits(done: Sequence[SlopeTest], design: str) -> str:

@@ -1,17 +1,18 @@
-"""All simulated studies and tests, and their report: two Markdown tables, and JSON."""
+"""All simulated studies and tests, and their report: two tables in Markdown and LaTeX, and JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.coverage.nulls import PERMUTATIONS, Rejections, Setting, reject, settings
 from analysis.coverage.simulate import NOISE, WITHOUT_RESAMPLES, Coverage, Study, cover, studies
-from analysis.digits import number
+from analysis.digits import significant
 from analysis.errors import AnalysisError
 from analysis.progress import Progress
+from analysis.tables import Table, latex_file
 
 NULLS = 5
 """Nulls for each simulation asked for."""
@@ -21,6 +22,15 @@ WANTED = (0.93, 0.97)
 """Coverage of 95 % intervals that keep their word."""
 WANTED_REJECTIONS = (0.035, 0.065)
 """Rejections by a test of the 5 % level that keeps its word."""
+HELD = (
+    "Shares of the intervals that hold the truth, in %; from "
+    f"{WANTED[0] * 100:.0f} to {WANTED[1] * 100:.0f} is wanted."
+)
+REJECTED = (
+    "Shares of tables, all made with equal exponents, on which equality is rejected, in %; from "
+    f"{WANTED_REJECTIONS[0] * 100:.1f} to {WANTED_REJECTIONS[1] * 100:.1f} is wanted of F, "
+    "on which verdicts rest."
+)
 QUANTITIES = (("E",), ("A", "k"), ("B",), ("alpha",), ("beta",), ("a",))
 COVERAGE_HEADER = (
     *("law", "runs", "noise", "intervals", "tables"),
@@ -94,35 +104,43 @@ def markdown(found: Simulated) -> str:
     lines = [
         "# Do the intervals and tests keep their word?",
         "",
-        "Tables simulated from known laws, by `python -m analysis coverage --simulations "
-        f"{found.simulations} --seed {found.seed}`. The noise is in log loss, of standard deviation "
-        f"{NOISE * 100:g} %. Bold: not as wanted.",
+        _made(found),
         *["", "## Intervals of 95 %", ""],
-        "Shares of the intervals that hold the truth, in %; from "
-        f"{WANTED[0] * 100:.0f} to {WANTED[1] * 100:.0f} is wanted.",
+        HELD,
         "",
-        *_table(COVERAGE_HEADER, [coverage_row(c) for c in found.coverages], 4),
-        "",
-        coverage_sentence(found.coverages),
-        "",
-        _checked_intervals(found.coverages),
+        coverage_table(found).markdown(padded=False),
         *["", "## Tests of equal exponents at the 5 % level", ""],
-        "Shares of tables, all made with equal exponents, on which equality is rejected, in %; from "
-        f"{WANTED_REJECTIONS[0] * 100:.1f} to {WANTED_REJECTIONS[1] * 100:.1f} is wanted of F, "
-        "on which verdicts rest.",
+        REJECTED,
         "",
-        *_table(REJECTION_HEADER, [rejection_row(r) for r in found.rejections], 3),
-        "",
-        rejection_sentence(found.rejections),
-        "",
-        _checked_tests(found.rejections),
+        rejection_table(found).markdown(padded=False),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
-    rule = ["---"] * words + ["--:"] * (len(header) - words)
-    return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
+def _made(found: Simulated) -> str:
+    return (
+        "Tables simulated from known laws, by `python -m analysis coverage --simulations "
+        f"{found.simulations} --seed {found.seed}`. The noise is in log loss, of standard deviation "
+        f"{NOISE * 100:g} %. Bold: not as wanted."
+    )
+
+
+def coverage_table(found: Simulated) -> Table:
+    """How often intervals hold the truth."""
+    notes = (coverage_sentence(found.coverages), _checked_intervals(found.coverages))
+    return Table(COVERAGE_HEADER, [coverage_row(c) for c in found.coverages], HELD, notes)
+
+
+def rejection_table(found: Simulated) -> Table:
+    """How often tests reject a true null."""
+    notes = (rejection_sentence(found.rejections), _checked_tests(found.rejections))
+    return Table(REJECTION_HEADER, [rejection_row(r) for r in found.rejections], REJECTED, notes)
+
+
+def latex(found: Simulated) -> str:
+    r"""Both tables as one file to \input."""
+    tables = {"tab:coverage": coverage_table(found), "tab:rejections": rejection_table(found)}
+    return latex_file((label, replace(t, notes=(_made(found), *t.notes))) for label, t in tables.items())
 
 
 def coverage_row(found: Coverage) -> tuple[str, ...]:
@@ -143,7 +161,7 @@ def rejection_row(found: Rejections) -> tuple[str, ...]:
         setting.words,
         setting.range,
         FLOORS[setting.hypothesis],
-        number(found.floor_error, None, 2) if found.floor_error is not None else "",
+        significant(found.floor_error) if found.floor_error is not None else "",
         str(found.nulls),
         _share(found.by_f / found.nulls, WANTED_REJECTIONS),
         f"{found.by_likelihood / found.nulls * 100:.1f}",

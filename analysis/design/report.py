@@ -1,18 +1,19 @@
-"""Sentences and tables on what a planned sweep can and cannot tell: Markdown and JSON."""
+"""Sentences and tables on what a planned sweep can and cannot tell: Markdown, LaTeX, JSON."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.design.additions import Additions, Goal
 from analysis.design.candidates import Candidate
 from analysis.design.precision import Design, Difference, Impossible, Predicted, scattered
-from analysis.digits import number, quantity, with_error
+from analysis.digits import quantity, significant, with_error
 from analysis.engine.sums import ALL
-from analysis.report import markdown_table, plain
+from analysis.report import plain
+from analysis.tables import Table, latex_file
 
 DIFFERENCE_HEADER = ("irreducible loss", "exponent", "structures", "se of difference", "dof", "detectable")
 ADDITION_HEADER = ("structure", "run", "params", "tokens", "FLOPs each", "runs")
@@ -69,22 +70,55 @@ class Planning:
 
 def markdown(planning: Planning) -> str:
     """The whole report."""
-    count = planning.designs[0].grid.n
-    names = _listed(planning.designs[0].grid.structures)
-    shape = f" ({planning.shape})" if planning.shape != f"{count} runs" else ""
     parts = [
         f"# {planning.name}: what the planned runs can tell",
-        f"{count} runs{shape} of {names}; {quantity(planning.train_flops)} FLOPs.",
-        _bullets([f"**{d.assumed.law.formula}.** {' '.join(sentences(d))}" for d in planning.designs]),
+        _planned(planning),
+        _bullets([_told(design) for design in planning.designs]),
     ]
     if planning.additions:
         parts += ["## Cheapest additions", *_additions(planning)]
-    used = [one for one in planning.designs if _depends(one) or one.assumed.law.name in planning.additions]
+    used = _used(planning)
     if used:
         parts += ["## Assumed", _bullets(_assumptions(used))]
     for design in used:
-        parts += _tables(design)
+        fits, differences = fit_table(planning, design), difference_table(planning, design)
+        if fits is not None:
+            parts += [f"## {design.assumed.law.name}: {design.assumed.law.formula}", fits.markdown()]
+        if differences is not None:
+            parts.append(differences.markdown())
     return "\n\n".join([*parts, *([METHOD] if used else [])]) + "\n"
+
+
+def latex(planning: Planning) -> str:
+    r"""All tables of the report as one file to \input; what is assumed and refused stands in the notes."""
+    out = []
+    for design in _used(planning):
+        name, fits = design.assumed.law.name, fit_table(planning, design)
+        notes = (_planned(planning), _told(design), *_assumptions([design]), METHOD)
+        for kind, table in (("fits", fits), ("differences", difference_table(planning, design))):
+            if table is not None:
+                out.append((f"{name}-{kind}", replace(table, notes=notes)))
+        found = planning.additions.get(name)
+        if isinstance(found, Additions) and found.picks:
+            notes = (_first(found), LATTICE)
+            out.append((f"{name}-additions", replace(addition_table(planning, name, found), notes=notes)))
+    return latex_file((f"tab:{planning.name}-design-{label}", table) for label, table in out)
+
+
+def _planned(planning: Planning) -> str:
+    count = planning.designs[0].grid.n
+    names = _listed(planning.designs[0].grid.structures)
+    shape = f" ({planning.shape})" if planning.shape != f"{count} runs" else ""
+    return f"{count} runs{shape} of {names}; {quantity(planning.train_flops)} FLOPs."
+
+
+def _told(design: Design) -> str:
+    return f"**{design.assumed.law.formula}.** {' '.join(sentences(design))}"
+
+
+def _used(planning: Planning) -> list[Design]:
+    """The laws that have more to show than a refusal."""
+    return [one for one in planning.designs if _depends(one) or one.assumed.law.name in planning.additions]
 
 
 def _depends(design: Design) -> bool:
@@ -168,7 +202,7 @@ def _per_cent(share: float) -> str:
 
 
 def _two(value: float) -> str:
-    return number(value, value) if value < 1 else f"{value:.2g}"
+    return significant(value)
 
 
 def _assumptions(designs: Sequence[Design]) -> list[str]:
@@ -187,18 +221,20 @@ def _assumptions(designs: Sequence[Design]) -> list[str]:
     return lines
 
 
-def _tables(design: Design) -> list[str]:
-    law = design.assumed.law
-    rows = fit_rows(design)
-    parts = []
-    if rows:
-        a = ("a",) if any(f.allocation() for f in design.alone.values() if isinstance(f, Predicted)) else ()
-        header = ("irreducible loss", "structure", "runs", "dof", "t", *law.parameters, *a)
-        parts += [f"## {law.name}: {law.formula}", markdown_table(header, rows)]
-    compared = difference_rows(design)
-    if compared:
-        parts.append(markdown_table(DIFFERENCE_HEADER, compared))
-    return parts
+def fit_table(planning: Planning, design: Design) -> Table | None:
+    """What each structure's own fit would give; None where none is possible."""
+    law, rows = design.assumed.law, fit_rows(design)
+    a = ("a",) if _has_a(design) else ()
+    header = ("irreducible loss", "structure", "runs", "dof", "t", *law.parameters, *a)
+    caption = f"{planning.name}: standard errors that the planned runs give under {law.formula}."
+    return Table(header, rows, caption) if rows else None
+
+
+def difference_table(planning: Planning, design: Design) -> Table | None:
+    """What differences of exponents would be found; None where none can be tested."""
+    rows = difference_rows(design)
+    caption = f"{planning.name}: detectable differences of exponents under {design.assumed.law.formula}."
+    return Table(DIFFERENCE_HEADER, rows, caption) if rows else None
 
 
 def fit_rows(design: Design) -> list[list[str]]:
@@ -226,8 +262,7 @@ def _fit_cells(fit: Predicted, group: str, runs: int) -> list[str]:
     for name in fit.bound.law.parameters:
         label = fit.bound.columns[fit.bound.place(name, group)].label
         value, error = values[label], errors[label]
-        wide = value >= 1e4 or error >= value
-        cells.append(f"{value:.3g} ± {error:.2g}" if wide else with_error(value, error))
+        cells.append(with_error(value, error))
     found = fit.allocation() if fit.group != ALL else None
     return [*cells, with_error(*found)] if found is not None else cells
 
@@ -259,8 +294,14 @@ def _additions(planning: Planning) -> list[str]:
     for name, found in planning.additions.items():
         parts.append(f"{name}: {addition_sentence(found)}" if len(planning.designs) > 1 else _first(found))
         if isinstance(found, Additions) and found.picks:
-            parts.append(markdown_table(ADDITION_HEADER, addition_rows(found.picks)))
+            parts.append(addition_table(planning, name, found).markdown())
     return [*parts, LATTICE] if any(isinstance(one, Additions) and one.picks for one in shown) else parts
+
+
+def addition_table(planning: Planning, law: str, found: Additions) -> Table:
+    """The runs to add."""
+    caption = f"{planning.name}: cheapest runs to add, under the law {law}."
+    return Table(ADDITION_HEADER, addition_rows(found.picks), caption)
 
 
 def _first(found: Additions | Impossible) -> str:

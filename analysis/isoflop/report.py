@@ -1,17 +1,17 @@
-"""Tables and sentences about compute-optimal size and tokens: Markdown, JSON, and rows for a terminal."""
+"""Tables and sentences about compute-optimal size and tokens: Markdown, LaTeX, JSON, and terminal rows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from analysis.digits import interval, number, quantity, with_error
+from analysis.digits import estimate, interval, number, quantity, with_error
 from analysis.findings import Finding
 from analysis.isoflop.envelope import Envelope, EnvelopeLine
 from analysis.isoflop.frontier import Exponent, NoExponent, plain
 from analysis.isoflop.optima import Budget, IsoFlop
-from analysis.report import markdown_table
+from analysis.tables import Table, latex_file
 
 BUDGET_HEADER = (
     "budget (FLOPs)", "points", "N*", "95 % interval", "N* (Akima)", "D*", "loss at N*", "verdict",
@@ -52,10 +52,7 @@ def budget_rows(found: IsoFlop) -> list[list[str]]:
         [
             quantity(budget.flops),
             _points(budget),
-            _quantity(budget.params.optimum),
-            _ends(budget.params.low, budget.params.high),
-            _quantity(budget.params.akima),
-            _quantity(budget.optimal_tokens),
+            *_optima(budget),
             "-" if budget.params.loss is None else with_error(budget.params.loss, budget.params.loss_se, 5),
             _verdict(budget),
         ]
@@ -69,12 +66,22 @@ def _points(budget: Budget) -> str:
     return str(budget.points) if fitted in (0, budget.points) else f"{fitted} of {budget.points}"
 
 
-def _quantity(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.2e}"
+def _optima(budget: Budget) -> list[str]:
+    """N*, its interval, Akima's minimum and D*, with the digits that the error of the vertex supports."""
+    curve, tokens = budget.params, budget.optimal_tokens
+    value, low, high = curve.optimum, curve.low, curve.high
+    error = None if curve.log_se is None or value is None else curve.log_se * value
+    akima = "-" if curve.akima is None else _quantity(curve.akima, error)
+    shown = "-" if tokens is None else _quantity(tokens, (budget.optimal_tokens_log_se or 0.0) * tokens)
+    if value is None:
+        return ["-", "-", akima, shown]
+    if low is None or high is None:
+        return [_quantity(value, error), "-", akima, shown]
+    return [*estimate(value, low, high, error), akima, shown]
 
 
-def _ends(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None else f"[{_quantity(low)}, {_quantity(high)}]"
+def _quantity(value: float, error: float | None = None) -> str:
+    return number(value, error) if error else f"{value:.3g}" if value < 1000 else f"{value:.2e}"
 
 
 def _verdict(budget: Budget) -> str:
@@ -186,6 +193,21 @@ def tables(found: Optima) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     return out
 
 
+def _drawn_up(name: str, found: Optima) -> list[Table]:
+    return [Table(header, rows, f"{name}, {title}.") for title, header, rows in tables(found)]
+
+
+def latex(name: str, all_found: Sequence[Optima]) -> str:
+    r"""All tables as one file to \input; exponents, findings and refusals stand in their notes."""
+    out = []
+    for i, found in enumerate(all_found, 1):
+        drawn = _drawn_up(name, found)
+        for j, table in enumerate(drawn, 1):
+            said = (*sentences(found), *methods(all_found)) if j == len(drawn) else ()
+            out.append((f"tab:{name}-isoflop-{i}-{j}", replace(table, notes=said)))
+    return latex_file(out)
+
+
 def methods(all_found: Sequence[Optima]) -> list[str]:
     """How the numbers came about, for the approaches that have some."""
     used = [any(f.budgets for f in all_found), any(f.envelope for f in all_found)]
@@ -196,8 +218,8 @@ def markdown(name: str, all_found: Sequence[Optima]) -> str:
     """The whole report as Markdown, without anything that depends on time or place."""
     parts = [f"# {name}: compute-optimal size and tokens"]
     for found in all_found:
-        for title, header, rows in tables(found):
-            parts += [f"## {title}", markdown_table(header, rows)]
+        for (title, _, _), table in zip(tables(found), _drawn_up(name, found), strict=True):
+            parts += [f"## {title}", table.markdown()]
         parts.append("\n".join(f"- {line}" for line in sentences(found)))
     return "\n\n".join([*parts, *methods(all_found)]) + "\n"
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 class Cell:
     """One cell of a table.
 
-    sort: what the column is sorted by in place of the text; a number sorts as one, None after all others.
+    sort: what the column is sorted by in place of the text: a number, or letters in the order of their codes;
+        None after all others.  A column without any is sorted by its texts, the numbers in them as numbers.
     link: where it leads, `#run-3a23b02d4bc6` or a path relative to the file; empty for nowhere.
     anchor: its row's name in the page, so that `#name` leads there; empty for none.
     state: `done`, `failed`, `diverged`, `missing`, `corrupted` where it names the state of a run; else empty.
@@ -73,8 +74,8 @@ class Page:
     """A report.
 
     name, description: of the sweep.
-    answer: `yes` (steeper under every hypothesis that can be tested), `mixed` (it hangs on the hypothesis),
-        `open` (not shown) or `none` (nothing can be said).
+    answer: `yes` (steeper under every hypothesis that can be tested), `no` (dense is), `mixed` (it hangs on
+        the hypothesis), `open` (not shown) or `none` (nothing can be said).
     headline: the answer in one sentence.
     verdict: the sentences of the test, one each hypothesis, with statistics.
     hypotheses: the tests as a table; None without any.

@@ -20,7 +20,7 @@ from analysis.products.tracked import Tracked
 from analysis.progress import Progress
 from analysis.runs.export import export
 
-FEW, MOST_WORKERS = 4, 8
+FEW, MOST_WORKERS = 12, 8
 """Below `FEW` products a second process costs more time than it saves."""
 
 

@@ -1,4 +1,4 @@
-"""The rows as a report: Markdown tables, JSON, and one summary with the reason of every difference."""
+"""The rows as a report: tables in Markdown and LaTeX, JSON, a summary with the reason of every difference."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+from analysis.report import plain
 from analysis.reproduce.rows import DIFFERS, LOWER, NEVER_LEFT, REPRODUCED, VERDICTS, Row
 from analysis.reproduce.studies import SOURCES
+from analysis.tables import Table, latex_file
 
 HEADER = ("quantity", "published", "ours", "difference", "verdict", "note")
 MEANING = {
@@ -27,14 +29,25 @@ def markdown(found: Mapping[str, Sequence[Row]]) -> str:
     lines += [f"- {verdict}: {MEANING[verdict]}" for verdict in VERDICTS]
     lines += ["", *summary(found)]
     for study, rows in found.items():
-        lines += ["", f"## {study}", "", SOURCES[study], "", _line(HEADER)]
-        lines.append("|---|--:|--:|--:|---|---|")
-        lines += [_line(cells(row)) for row in rows]
+        lines += ["", f"## {study}", "", SOURCES[study], "", study_table(study, rows).markdown(padded=False)]
     return "\n".join(lines) + "\n"
 
 
-def _line(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(text.replace('|', '/') for text in texts)} |"
+def study_table(study: str, rows: Sequence[Row]) -> Table:
+    """One study, a row each number."""
+    return Table(HEADER, [cells(row) for row in rows], SOURCES[study])
+
+
+def latex(found: Mapping[str, Sequence[Row]]) -> str:
+    r"""The tables of all studies as one file to \input, with what each verdict means beneath."""
+    tables = []
+    for study, rows in found.items():
+        counts, *rest = summary({study: rows})
+        verdicts = [verdict for verdict in VERDICTS if any(row.verdict == verdict for row in rows)]
+        meanings = "; ".join(f"{verdict}: {MEANING[verdict]}" for verdict in verdicts)
+        notes = (" ".join([counts, *(line.removeprefix("- ") for line in rest if line)]), f"{meanings}.")
+        tables.append((f"tab:reproduce-{study}", replace(study_table(study, rows), notes=notes)))
+    return latex_file(tables)
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -69,4 +82,4 @@ def summary(found: Mapping[str, Sequence[Row]]) -> list[str]:
 def to_json(found: Mapping[str, Sequence[Row]]) -> str:
     """All rows at full precision."""
     rows = [asdict(row) | {"holds": row.holds} for study in found.values() for row in study]
-    return json.dumps({"rows": rows}, indent=1) + "\n"
+    return json.dumps(plain({"rows": rows}), indent=1) + "\n"

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from analysis.commandline import Commands
-from analysis.commands.options import add_json, add_table, put_json, whole_number
+from analysis.commands.options import add_json, add_latex, add_table, put_json, put_latex, whole_number
 
 SUMMARY = "Test whether structures differ in their exponents, with and without an irreducible loss."
 DESCRIPTION = """
@@ -43,6 +43,7 @@ def add(commands: Commands) -> None:
         help="samples of the permutation tests; 0 for none (default: %(default)s)",
     )
     add_json(parser)
+    add_latex(parser)
     parser.set_defaults(run=run)
 
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from analysis.analyse import design_words, known_floor, points
-    from analysis.compare.report import PARTS, compare_report, markdown, to_json
+    from analysis.compare.report import PARTS, compare_report, latex, markdown, to_json
     from analysis.errors import AnalysisError
     from analysis.progress import Progress
     from analysis.runs.loading import last_points, load, with_flops
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
             args.permutations,
             progress.update,
         )
+    put_latex(args.latex, lambda: latex(report))
     if args.json is not None and put_json(args.json, to_json(report)):
         return
     sys.stdout.write(markdown(report))

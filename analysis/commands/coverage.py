@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from analysis.commandline import Commands
-from analysis.commands.options import add_json, put_json
+from analysis.commands.options import add_json, add_latex, put_json, put_latex
 
 SUMMARY = "Simulate whether intervals hold the truth as often as they say, and tests reject as seldom."
 DESCRIPTION = """
@@ -34,17 +34,19 @@ def add(commands: Commands) -> None:
         "--out", type=Path, metavar="PATH", help="folder to write coverage.md to; without, only print"
     )
     add_json(parser)
+    add_latex(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Simulate, and print the report."""
-    from analysis.coverage.report import markdown, simulate, to_json
+    from analysis.coverage.report import latex, markdown, simulate, to_json
     from analysis.output import write_if_changed
 
     found = simulate(args.simulations, args.seed)
     text = markdown(found)
     if args.out is not None:
         write_if_changed(args.out / "coverage.md", text)
+    put_latex(args.latex, lambda: latex(found))
     if args.json is None or not put_json(args.json, to_json(found)):
         sys.stdout.write(text)

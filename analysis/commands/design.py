@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from analysis.commandline import Commands, Parser
-from analysis.commands.options import add_json, add_table, put_json
+from analysis.commands.options import add_json, add_latex, add_table, put_json, put_latex
 
 if TYPE_CHECKING:
     from analysis.design.additions import Goal
@@ -39,6 +39,7 @@ def add(commands: Commands) -> None:
     _add_assumptions(parser)
     _add_goal(parser)
     add_json(parser)
+    add_latex(parser)
     parser.set_defaults(run=run)
 
 
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     from analysis.design.additions import cheapest
     from analysis.design.planned import assume, chosen_laws, curves, grid_of, parse_values
     from analysis.design.precision import design
-    from analysis.design.report import Planning, markdown
+    from analysis.design.report import Planning, latex, markdown
     from analysis.errors import AnalysisError
     from analysis.runs.loading import load, with_flops
 
@@ -122,6 +123,7 @@ def run(args: argparse.Namespace) -> None:
             if one.assumed.law.name in goals
         },
     )
+    put_latex(args.latex, lambda: latex(planning))
     if args.json is not None and put_json(args.json, planning.to_json()):
         return
     sys.stdout.write(markdown(planning))

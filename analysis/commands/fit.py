@@ -10,10 +10,12 @@ from analysis.commandline import Commands, Parser
 from analysis.commands.options import (
     add_cluster,
     add_json,
+    add_latex,
     add_table,
     card_target,
     number_of,
     put_json,
+    put_latex,
     whole_number,
 )
 from analysis.terminal import say, show
@@ -57,6 +59,7 @@ def add(commands: Commands) -> None:
     )
     _add_method(parser)
     add_json(parser)
+    add_latex(parser)
     parser.set_defaults(run=run)
 
 
@@ -126,7 +129,7 @@ def _law(args: argparse.Namespace) -> None:
     from analysis.card import write_card
     from analysis.errors import AnalysisError
     from analysis.fit import law_named
-    from analysis.law_report import markdown
+    from analysis.law_report import latex, markdown
     from analysis.lawfits import fit_table, law_columns
     from analysis.progress import Progress
     from analysis.runs.loading import load, run_labels, with_flops
@@ -155,6 +158,7 @@ def _law(args: argparse.Namespace) -> None:
         )
     if args.card is not None:
         write_card(args.card, result)
+    put_latex(args.latex, lambda: latex(result))
     if args.json is not None and put_json(args.json, result.to_json()):
         return
     sys.stdout.write(markdown(result))
@@ -163,7 +167,7 @@ def _law(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from analysis.analyse import analyse
     from analysis.errors import AnalysisError
-    from analysis.report import markdown, to_json
+    from analysis.report import latex, markdown, to_json
     from analysis.runs.loading import load, with_flops
     from analysis.runs.table import use_flops
 
@@ -184,6 +188,7 @@ def _report(args: argparse.Namespace) -> None:
     if args.flops is not None:
         runs = use_flops(runs, args.flops)
     analysis = analyse(runs, name, args.irreducible)
+    put_latex(args.latex, lambda: latex(analysis))
     if args.json is not None and put_json(args.json, to_json(analysis)):
         return
     if sys.stdout.isatty():

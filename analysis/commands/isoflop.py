@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from analysis.commandline import Commands
-from analysis.commands.options import add_json, add_table, put_json
+from analysis.commands.options import add_json, add_latex, add_table, put_json, put_latex
 from analysis.terminal import say, show
 
 if TYPE_CHECKING:
@@ -55,13 +55,14 @@ def add(commands: Commands) -> None:
         "--run", dest="run_column", metavar="COLUMN", help="label of each point's run, for approach 1"
     )
     add_json(parser)
+    add_latex(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Find the optima, and print the report."""
     from analysis.errors import AnalysisError
-    from analysis.isoflop.report import markdown, to_json
+    from analysis.isoflop.report import latex, markdown, to_json
     from analysis.runs.loading import load, with_flops
     from analysis.runs.table import structures_of
 
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
         columns = ", ".join(map(str, runs.table.columns))
         raise AnalysisError(f"--run {args.run_column}: no such column; use one of {columns}")
     found = [_optima(s, runs.table[runs.table["structure"] == s], args) for s in structures]
+    put_latex(args.latex, lambda: latex(name, found))
     if args.json is not None and put_json(args.json, to_json(name, found)):
         return
     if sys.stdout.isatty():

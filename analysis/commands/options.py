@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from analysis.commandline import Parser
@@ -111,10 +112,39 @@ def _json_target(word: str) -> str:
     return word
 
 
+def add_latex(parser: Parser) -> None:
+    """Declare --latex."""
+    parser.add_argument(
+        "--latex",
+        type=_latex_target,
+        metavar="PATH",
+        help="write all tables as LaTeX (booktabs) to this file, named .tex, for \\input",
+    )
+
+
+def _latex_target(word: str) -> Path:
+    if not word.endswith(".tex"):
+        raise argparse.ArgumentTypeError(f"the file of tables must be named .tex, and '{word}' is not")
+    _in_a_folder(word)
+    return Path(word)
+
+
+def put_latex(target: Path | None, make: Callable[[], str]) -> None:
+    """Write LaTeX where --latex says, if it was given.
+
+    Raises:
+        AnalysisError: the file cannot be written.
+    """
+    from analysis.output import write_if_changed
+
+    if target is not None:
+        write_if_changed(target, make())
+
+
 def card_target(word: str) -> Path:
     """The file of a methods card; its ending and folder are looked at before anything is computed."""
-    if not word.endswith((".md", ".json")):
-        raise argparse.ArgumentTypeError(f"the card must be named .md or .json, and '{word}' is not")
+    if not word.endswith((".md", ".json", ".tex")):
+        raise argparse.ArgumentTypeError(f"the card must be named .md, .json or .tex, and '{word}' is not")
     _in_a_folder(word)
     return Path(word)
 

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     """Fit, print, and leave with exit code 1 where a number differs that should not."""
     from analysis.output import write_if_changed
     from analysis.progress import Progress
-    from analysis.reproduce.report import markdown, to_json
+    from analysis.reproduce.report import latex, markdown, to_json
     from analysis.reproduce.studies import STUDIES, chosen, published_folder
 
     names, folder = chosen(args.studies), published_folder(args.results)
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         part = "" if len(names) == len(STUDIES) else f"_{'_'.join(names)}"
         write_if_changed(args.out / f"reproduce{part}.md", text)
+        write_if_changed(args.out / f"reproduce{part}.tex", latex(found))
     if args.json is None or not put_json(args.json, to_json(found)):
         sys.stdout.write(text)
     if not all(row.holds for rows in found.values() for row in rows):

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.arrays import Array
 from analysis.figures.style import GREY, TWO_COLUMNS, house_style
@@ -18,6 +18,7 @@ from analysis.latency import Coordinate
 from analysis.runs.labels import structure_order
 
 MOST_TENSORS = 7
+X_MARGIN, Y_MARGIN = 0.12, 0.16
 PANEL_HEIGHT, LOW_PANEL = 1.35, 1.05
 SLOPES = "slope: d log rms / d log width at the first and the last step"
 # The palest end of the map would vanish on white.
@@ -43,6 +44,7 @@ def coordcheck_figure(rows: Sequence[Coordinate]) -> Figure:
             figsize=(TWO_COLUMNS, (PANEL_HEIGHT if len(bands) <= 4 else LOW_PANEL) * len(bands) + 0.9)
         )
         grid = figure.subplots(len(bands), len(tensors), squeeze=False, sharex=True, sharey=True)
+        _axes(grid[0, 0], rows)
         for i, (parametrization, structure) in enumerate(bands):
             for j, tensor in enumerate(tensors):
                 axes = grid[i, j]
@@ -58,9 +60,6 @@ def coordcheck_figure(rows: Sequence[Coordinate]) -> Figure:
                 if i == 0:
                     axes.set_title(tensor, fontsize=7)
             grid[i, 0].set_ylabel(f"{parametrization}\n{structure}\nrms", fontsize=6.5)
-        widths = sorted({a.width for a in rows})
-        for axes in grid.flat:
-            _axes(axes, widths)
         for axes in grid[-1]:
             axes.set_xlabel("Width")
         handles = [Line2D([], [], color=c, label=f"step {s}") for s, c in zip(steps, shades, strict=True)]
@@ -106,12 +105,23 @@ def _note_slopes(axes: Axes, steps: Sequence[int], slopes: Sequence[float]) -> N
     axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize=5.5, color=GREY)
 
 
-def _axes(axes: Axes, widths: Sequence[int]) -> None:
+def _axes(axes: Axes, rows: Sequence[Coordinate]) -> None:
+    """Scales and limits, which all panels share: setting them on each would take most of the time."""
+    widths = sorted({a.width for a in rows})
+    sizes = [math.log(a.rms) for a in rows if 0 < a.rms < math.inf]
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.margins(x=0.12, y=0.16)
+    axes.set_xlim(*_wider(math.log(widths[0]), math.log(widths[-1]), X_MARGIN))
+    if sizes:
+        axes.set_ylim(*_wider(min(sizes), max(sizes), Y_MARGIN))
     ticks = widths if len(widths) <= 2 else [widths[0], widths[-1]]
     axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _wider(low: float, high: float, margin: float) -> tuple[float, float]:
+    """Limits of an axis with a share of its length free at both ends, from and to logarithms."""
+    room = margin * (high - low) or 0.5
+    return math.exp(low - room), math.exp(high + room)

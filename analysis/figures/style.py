@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ VARIANT_FILLS: tuple[Fill, ...] = ("full", "left", "top", "right")
 TWO_COLUMNS, ONE_COLUMN = 7.0, 3.5
 GREY = "#555555"
 HOVER = "hover"
+STYLE = "paper.mplstyle"
 WITHOUT_DATES: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -122,7 +124,7 @@ def _structure_looks(structures: Sequence[str]) -> dict[str, Look]:
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the house style, whatever the user's own matplotlibrc says."""
-    with matplotlib.rc_context(fname=Path(__file__).with_name("paper.mplstyle")):
+    with matplotlib.rc_context(fname=Path(__file__).with_name(STYLE)):
         yield
 
 
@@ -170,24 +172,48 @@ def log_flops_axis(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: Path, known: Mapping[str, str] | None = None) -> list[Path]:
     """Write a figure as SVG, PDF and PNG beside each other; files with the same bytes are left alone.
 
     Nothing in the files depends on the time, the machine or the process.
+
+    Args:
+        figure: drawn and laid out.
+        stem: path of the files without their endings.
+        known: ending -> SHA-256 of the files that one drawing in this style, by these libraries, gave. Where
+            the SVG comes out as it was, PDF and PNG that are as they were are not made again: that would take
+            most of the time.
     """
     FigureCanvasAgg(figure)
     # Laid out when it was made: doing so again for each format would take most of the time.
     figure.set_layout_engine("none")
     paths = []
     for kind, metadata in WITHOUT_DATES.items():
+        path = stem.with_name(f"{stem.name}.{kind}")
+        paths.append(path)
+        if (
+            known
+            and kind != "svg"
+            and all(_is(stem.with_name(f"{stem.name}.{k}"), known.get(k)) for k in ("svg", kind))
+        ):
+            continue
         buffer = io.BytesIO()
         # Resolution, font embedding and the salt of SVG ids are read when the file is written.
         with house_style():
             figure.savefig(buffer, format=kind, metadata=metadata)
-        path = stem.with_name(f"{stem.name}.{kind}")
         write_if_changed(path, buffer.getvalue())
-        paths.append(path)
     return paths
+
+
+def _is(path: Path, digest: str | None) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+
+def style_sha256() -> str:
+    """Hash of what the bytes of every figure depend on besides its own drawing: this module and its style."""
+    here = Path(__file__)
+    files = (here, here.with_name(STYLE))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def title(axes: Axes, words: str, note: str, width: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from analysis.errors import AnalysisError
 from analysis.figures.style import save
 from analysis.output import write_if_changed
 from analysis.products.catalogue import catalogue, of_table
-from analysis.products.manifest import Drawn, key, record, sha256
+from analysis.products.manifest import Drawn, drawings, key, record, sha256
 from analysis.products.product import Made, Product
 from analysis.products.tracked import Tracked
 from analysis.progress import Progress
@@ -41,9 +41,16 @@ class _One:
     problem: str = ""
 
 
-def write(name: str, made: Made, root: Path) -> list[Path]:
-    """Write the figure and the texts of a product below the results folder; returns the paths."""
-    paths = [] if made.figure is None else save(made.figure, root / "figures" / name)
+def write(name: str, made: Made, root: Path, known: Mapping[str, str] | None = None) -> list[Path]:
+    """Write the figure and the texts of a product below the results folder; returns the paths.
+
+    Args:
+        name: of the product.
+        made: its figure and texts.
+        root: results folder.
+        known: hashes of its files from the last time, as `save` takes them.
+    """
+    paths = [] if made.figure is None else save(made.figure, root / "figures" / name, known)
     for file, text in made.texts.items():
         path = root / "tables" / file
         write_if_changed(path, text)
@@ -107,9 +114,11 @@ def draw_products(
 def _made(
     products: Sequence[Product], tracked: Tracked, published: Path | None, jobs: int | None
 ) -> Iterator[_One]:
+    # Read here too, so that a damaged manifest is complained of before anything is drawn.
+    known = drawings(tracked.root)
     jobs = min(jobs or _processors(), MOST_WORKERS)
     if jobs < 2 or len(products) < FEW:
-        yield from (_make(product, tracked.root) for product in products)
+        yield from (_make(product, tracked.root, known.get(product.name)) for product in products)
         return
     # Not forked: the numeric libraries may hold threads.
     pool = ProcessPoolExecutor(
@@ -131,6 +140,7 @@ def _processors() -> int:
 
 
 _catalogue: dict[str, Product] = {}
+_drawings: dict[str, dict[str, str]] = {}
 _root = Path()
 
 
@@ -138,17 +148,18 @@ def _start(root: Path, published: Path | None) -> None:
     """Read the tables in a process of the pool, once for all that it draws."""
     global _root
     _root = root
+    _drawings.update(drawings(root))
     _catalogue.update((product.name, product) for product in catalogue(Tracked(root, published)))
 
 
 def _make_named(name: str) -> _One:
-    return _make(_catalogue[name], _root)
+    return _make(_catalogue[name], _root, _drawings.get(name))
 
 
-def _make(product: Product, root: Path) -> _One:
+def _make(product: Product, root: Path, known: Mapping[str, str] | None) -> _One:
     try:
         inputs = {key(path, root): sha256(path) for path in product.inputs}
-        paths = write(product.name, product.make(), root)
+        paths = write(product.name, product.make(), root, known)
     except AnalysisError as error:
         return _One(None, problem=f"{product.name}: {error}")
     except OSError as error:

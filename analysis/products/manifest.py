@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import AnalysisError
+from analysis.figures.style import style_sha256
 from analysis.output import write_if_changed
 from analysis.products.tracked import SOURCE_TREE, Tracked
 from trainer.provenance import code_version
@@ -23,6 +24,8 @@ PACKAGES = ("numpy", "scipy", "pandas", "matplotlib")
 """What the bytes of a figure depend on besides this program and its tables."""
 
 Entry = dict[str, Any]
+ENTRY = {"inputs": dict, "outputs": dict, "versions": dict, "style_sha256": str, "command": str}
+"""What every entry holds."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,12 @@ def read_manifest(root: Path) -> dict[str, Any]:
         return {"schema": SCHEMA, "figures": {}, "tables": {}}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA or not all(
-            isinstance(content[k], dict) for k in ("figures", "tables")
-        ):
+        if content["schema"] != SCHEMA or not isinstance(content["tables"], dict):
             raise ValueError("unknown form")
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        for name, entry in content["figures"].items():
+            if not all(isinstance(entry[part], kind) for part, kind in ENTRY.items()):
+                raise ValueError(f"unknown form of {name}")
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AnalysisError(
             f"{path}: is no manifest ({error}); delete it and run 'python -m analysis figures'"
         ) from None
@@ -99,7 +103,7 @@ def record(root: Path, drawn: Iterable[Drawn], tracked: Tracked) -> Path:
     for one in drawn:
         before = figures.get(one.name)
         inputs, outputs = dict(sorted(one.inputs.items())), dict(sorted(one.outputs.items()))
-        if before is None or (before["inputs"], before["outputs"]) != (inputs, outputs):
+        if before is None or any(before[k] != v for k, v in (("inputs", inputs), ("outputs", outputs))):
             before = {"inputs": inputs, "outputs": outputs, **_made_by(one.name)}
         figures[one.name] = {**before, "shows": one.shows}
     kept = {name: entry for name, entry in figures.items() if _anything_left(entry, root)}
@@ -121,7 +125,23 @@ def _made_by(name: str) -> Entry:
         "command": f"python -m analysis figures --only {name}",
         "git_sha": code["git_sha"],
         "source_sha256": code["source_sha256"],
-        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in PACKAGES}},
+        "style_sha256": style_sha256(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that a figure's bytes depend on."""
+    return {"python": platform.python_version(), **{p: metadata.version(p) for p in PACKAGES}}
+
+
+def drawings(root: Path) -> dict[str, dict[str, str]]:
+    """Name -> ending -> SHA-256 of the figures on record that were made in this style by these libraries."""
+    here = style_sha256(), versions()
+    return {
+        name: {Path(file).suffix[1:]: digest for file, digest in entry["outputs"].items()}
+        for name, entry in read_manifest(root)["figures"].items()
+        if (entry["style_sha256"], entry["versions"]) == here
     }
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from analysis import bench_tables
+from analysis.bench_tables import TITLES
 from analysis.figures.coordcheck import coordcheck_figure
 from analysis.figures.decode import decode_figure
 from analysis.figures.latency import tokens_figure, width_figure
@@ -26,11 +28,20 @@ from analysis.products.tracked import Tracked
 Draw = Callable[[Sequence[Layer], Sequence[Layer]], Figure | None]
 Read = Callable[[Path], list[Layer]]
 
+BENCHES = ("ffn", "decode", "train")
 COORDCHECK, FFN, DECODE = "coordcheck.csv", "bench/ffn.csv", "bench/decode.csv"
 
 
 def products(tracked: Tracked) -> Iterator[Product]:
-    """A figure for every table of measurements that is there."""
+    """A figure, and Markdown and LaTeX, for every table of measurements that is there."""
+    for kind in BENCHES:
+        if (path := tracked.table(f"bench/{kind}.csv")) is not None:
+            yield Product(
+                f"bench_{kind}",
+                f"{TITLES[kind]}, as tables",
+                (path,),
+                lambda kind=kind, path=path: _tables(kind, path),  # type: ignore[misc]
+            )
     if (ffn := tracked.table(FFN)) is not None:
         yield from _latency(tracked, ffn)
     if (decode := tracked.table(DECODE)) is not None:
@@ -49,6 +60,12 @@ def products(tracked: Tracked) -> Iterator[Product]:
             (coordcheck,),
             lambda: Made(coordcheck_figure(read_coordcheck(coordcheck))),
         )
+
+
+def _tables(kind: str, path: Path) -> Made:
+    tables = bench_tables.bench_tables(kind, path)
+    texts = {"md": bench_tables.markdown(kind, tables), "tex": bench_tables.latex(kind, tables)}
+    return Made(texts={f"bench/{kind}.{ending}": text for ending, text in texts.items()})
 
 
 def _latency(tracked: Tracked, ffn: Path) -> Iterator[Product]:

@@ -82,7 +82,7 @@ def _dynamics(tracked: Tracked, name: str, traces: Path, curves: Path) -> Iterat
     table = tracked.path(name)
     inputs = (table, traces, curves)
     result = dynamics_tables.read_dynamics(traces, curves, name, tracked.runs(name).coverage())
-    for structure in result.structures:
+    for structure in _moving(result):
         yield Product(
             dynamics_name(result, structure),
             f"Training loss of {structure} in {name}, a panel a peak learning rate, unguided and guided, "
@@ -109,7 +109,19 @@ def dynamics_made(result: Dynamics) -> Iterator[tuple[str, Made]]:
 
 def spikes_made(result: Dynamics) -> Made:
     """The table of spikes."""
-    return Made(texts={f"{result.name}_dynamics.md": dynamics_tables.markdown(result)})
+    name = f"{result.name}_dynamics"
+    texts = {f"{name}.md": dynamics_tables.markdown(result), f"{name}.tex": dynamics_tables.latex(result)}
+    return Made(texts=texts)
+
+
+def _moving(result: Dynamics) -> list[str]:
+    """The structures whose dynamics have something to show: treatments side by side, or spikes."""
+    return [
+        structure
+        for structure in result.structures
+        if len(result.arms(structure)) > 1
+        or any(t.spikes or t.state == "diverged" for t in result.traces if t.structure == structure)
+    ]
 
 
 def dynamics_name(result: Dynamics, structure: str) -> str:
@@ -121,7 +133,13 @@ def dynamics_name(result: Dynamics, structure: str) -> str:
 def tables_made(analysis: Analysis) -> Made:
     """Laws, verdict and runs of a table."""
     name = analysis.name
-    return Made(texts={f"{name}.md": report.markdown(analysis), f"{name}.json": report.to_json(analysis)})
+    return Made(
+        texts={
+            f"{name}.md": report.markdown(analysis),
+            f"{name}.tex": report.latex(analysis),
+            f"{name}.json": report.to_json(analysis),
+        }
+    )
 
 
 def gaps_worth_drawing(runs: Runs, name: str) -> Gaps | None:
@@ -138,6 +156,7 @@ def gaps_made(found: Gaps) -> Made:
     """Figure and tables of gaps to dense."""
     texts = {
         f"{found.name}_gaps.md": gaps_report.markdown(found),
+        f"{found.name}_gaps.tex": gaps_report.latex(found),
         f"{found.name}_gaps.json": gaps_report.to_json(found),
         f"{found.name}_gaps.csv": gaps_report.to_csv(found),
     }

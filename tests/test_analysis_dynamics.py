@@ -26,6 +26,8 @@ from analysis.arms.dynamics import (
 from analysis.arms.dynamics_tables import markdown, read_dynamics
 from analysis.arrays import Array
 from analysis.errors import AnalysisError
+from analysis.figures.dynamics import dynamics_figure
+from analysis.figures.style import hovers
 from analysis.runs.export import find_dynamics
 from analysis.runs.table import runs_table
 from analysis.runs.treatments import FIXED_STEPS
@@ -163,6 +165,36 @@ def test_diverged_runs_are_unstable_and_shown(tmp_path: Path) -> None:
     assert lost.unstable and lost.points == 200 and lost.treatment == UNGUIDED and np.isnan(lost.val_loss)
     row = next(line for line in markdown(found).splitlines() if "unguided " in line and "0.04" in line)
     assert [cell.strip() for cell in row.split("|")][4:6] == ["3", "1"]
+
+
+def test_hover_texts_name_the_run_of_their_point(tmp_path: Path) -> None:
+    fill(tmp_path, {("none", 0.02): 2}, diverging=("none", 0.04))
+    found = read(tmp_path)
+    traces = {trace.run_id: trace for trace in found.traces}
+    points = [
+        (text, traces[run], float(x), float(y))
+        for line, told in hovers(dynamics_figure(found, "lowrank-32"))
+        for text, run, (x, y) in zip(told.texts, told.runs, np.asarray(line.get_xydata()), strict=True)
+    ]
+    for text, trace, _, _ in points:
+        who = (
+            f"lowrank-32: {trace.treatment}, cpu-xs, seed {trace.seed}, peak learning rate {trace.peak_lr:g}"
+        )
+        assert text.startswith(f"{who}: ")
+    losses = [(text, trace, y) for text, trace, _, y in points if "held-out loss" in text]
+    assert len(losses) == 17 and {y for _, _, y in losses} == {3.71, 3.72, 3.74}
+    assert all(trace.val_loss == y and text.endswith(f"{y:g} nats") for text, trace, y in losses)
+    begins = [(text, trace, x) for text, trace, x, _ in points if " begins at step " in text]
+    assert len(begins) == 6 and all(x in trace.onsets for _, trace, x in begins)
+    assert all(f"begins at step {x:.0f}, highest {t.largest:.2f} nats" in text for text, t, x in begins)
+    counts = [
+        (text, trace, y) for text, trace, _, y in points if text.split(": ")[2][1:].startswith(" spike")
+    ]
+    assert len(counts) == 18 and all(trace.spikes == y for _, trace, y in counts)
+    (lost,) = (trace for trace in found.traces if trace.state == "diverged")
+    (cross,) = (point for point in points if "diverged after step 200" in point[0])
+    assert cross[1] is lost and cross[2:] == tuple(found.curves[lost.run_id][-1, :2])
+    assert [trace for text, trace, _ in counts if text.endswith(", diverged")] == [lost]
 
 
 def test_tracked_tables_redraw_the_same_bytes_without_run_folders(

@@ -20,6 +20,7 @@ from analysis.arms.gaps import Difference, Gaps, Row, gaps, holm, paired
 from analysis.arms.gaps_report import markdown, to_csv, to_json
 from analysis.errors import AnalysisError
 from analysis.figures.gaps import gaps_figure
+from analysis.figures.style import hovers
 from analysis.products.draw import write as write_product
 from analysis.products.sweeps import gaps_made
 from analysis.runs.loading import together
@@ -266,6 +267,8 @@ def test_budgets_of_one_size_are_cells_of_their_own() -> None:
     found = gaps(table(rows), "x")
     means = [r.gap.mean for r in found.rows if r.gap is not None]
     assert means == pytest.approx([0.10, 0.11, 0.12])
+    texts = [text for text in spoken(found) if "gap" in text]
+    assert [text.rsplit(" on ")[1] for text in texts] == [f"{n}.00e06 tokens" for n in (1, 2, 4)]
     assert found.worth_drawing and not gaps(table(planted_plain()), "x").worth_drawing
 
 
@@ -345,6 +348,36 @@ def test_every_mean_and_interval_lies_within_its_panel(seeds: int) -> None:
         "lowrank-32", "lowrank-32: guided, fixed steps", "lowrank-32: guided, fixed FLOPs",
         "lowrank-32: more tokens",
     ]  # fmt: skip
+
+
+def spoken(found: Gaps) -> dict[str, tuple[float, float]]:
+    """Hover text -> the point of the figure of gaps that it belongs to."""
+    return {
+        text: (float(x), float(y))
+        for line, told in hovers(gaps_figure(found))
+        for text, (x, y) in zip(told.texts, np.asarray(line.get_xydata()), strict=True)
+    }
+
+
+def test_hover_texts_name_arm_value_and_interval_of_their_points() -> None:
+    found = gaps(table(planted()), "x")
+    points, row = spoken(found), row_of(found, "s", MORE_TOKENS)
+    assert len(points) == 10 + 8 and row.gap is not None and row.gap.interval is not None
+    values = "{:.4f} [{:.4f}, {:.4f}]".format(row.gap.mean, *row.gap.interval)
+    assert points[f"lowrank-32: more tokens, s: gap {values} nats to dense, 3 pairs"] == (row.gap.mean, 3)
+    text = f"lowrank-32: more tokens, s: loss {row.loss:.3f} ± {row.se:.3f} nats at 9.99e11 FLOPs"
+    assert points[f"{text}, mean of 3 runs"][1] == row.loss
+    assert {text.split(":")[0] for text in points} == {"dense, s", "dense, m", "lowrank-32"}
+
+
+def test_hover_texts_say_what_is_missing() -> None:
+    texts = list(spoken(gaps(table(planted(seeds=1)), "x")))
+    assert sum(text.endswith("1 pair, no interval") and "[" not in text for text in texts) == 8
+    assert sum(text.endswith("1 run, seed 1") and "±" not in text for text in texts) == 10
+    gone = lost("s", FIXED_STEPS, 2, 5) + lost("s", None, 1)
+    texts = list(spoken(gaps(table(without(better_than_dense(), gone), lost=gone), "x")))
+    ends = "2 pairs, 2 of 5 diverged, 1 of 5 diverged (dense)"
+    assert [text.endswith(ends) for text in texts if f"{FIXED_STEPS}, s: gap" in text] == [True]
 
 
 def test_command_takes_sweeps_together_and_figures_redraw_them(

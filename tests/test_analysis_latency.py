@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from analysis.__main__ import main
 from analysis.errors import AnalysisError
 from analysis.figures.coordcheck import coordcheck_figure, slope
 from analysis.figures.decode import decode_figure
 from analysis.figures.latency import tokens_figure, width_figure
+from analysis.figures.style import hovers
 from analysis.latency import (
     PUBLISHED_DEVICE,
     TOKENS,
@@ -123,6 +125,32 @@ def test_figures_show_ours_beside_the_published(tmp_path: Path) -> None:
     assert width_figure(single, []) is None and tokens_figure(single, []) is None
 
 
+def spoken(figure: Figure | None) -> dict[str, float]:
+    """Hover text -> the height of its point."""
+    assert figure is not None
+    return {
+        text: float(y)
+        for line, told in hovers(figure)
+        for text, y in zip(told.texts, np.asarray(line.get_ydata()), strict=True)
+    }
+
+
+def test_hover_texts_name_shape_machine_and_what_was_measured(tmp_path: Path) -> None:
+    ours = read_layers(write(tmp_path / "ffn.csv", layer_rows("CPU", "2")))
+    by_width = spoken(width_figure(ours, read_published_widths(PUBLISHED / WIDTHS)))
+    place = "lowrank-32, width 2,048, 2,048 tokens, CPU, 2 threads, bf16 compiled"
+    assert by_width[f"{place}: speed-up over dense 1.50 (rounds 1.35 to 1.65)"] == 1.5
+    assert by_width[f"{place}: forward 2.86 ms"] == pytest.approx(2048**3 * 1e-9 / 3)
+    theirs = f"lowrank-32, width 5,120, 30,000 tokens, {PUBLISHED_DEVICE}"
+    assert by_width[f"{theirs}: forward 18.9 ms, read off ±0.3 ms"] == 18.9
+    ratio = by_width[f"{theirs}: speed-up over dense 2.57, from times read off ±0.3 ms"]
+    assert ratio == pytest.approx(48.5 / 18.9)
+    by_tokens = spoken(tokens_figure(ours, read_published_tokens(PUBLISHED / TOKENS)))
+    assert by_tokens[f"{place}: speed-up over dense 1.50 (rounds 1.35 to 1.65)"] == 1.5
+    digitised = [text for text in by_tokens if PUBLISHED_DEVICE in text]
+    assert digitised and all(text.endswith("digitised, ±0.03 ms or less") for text in digitised)
+
+
 def decode_rows() -> list[dict[str, Any]]:
     """Two machines; low-rank, with and without merged weights, and two kinds of dense attention."""
     rows = []
@@ -161,6 +189,19 @@ def test_decoding_keeps_grouped_queries_apart(tmp_path: Path) -> None:
     assert [len(axes.get_lines()) for axes in figure.axes] == [4] * 4
     steps = np.asarray(figure.axes[0].get_lines()[0].get_ydata())
     assert steps == pytest.approx([1 + batch / 16 for batch in (1, 4, 16, 64)])
+
+
+def test_hover_texts_of_decoding_name_both_of_its_measurements(tmp_path: Path) -> None:
+    texts = spoken(decode_figure(read_decode(write(tmp_path / "decode.csv", decode_rows()))))
+    assert len(texts) == 2 * 32
+    place = "lowrank-32, premerge=auto, cpu-m, 1,024 tokens, 16 sequences, GPU, fp32 eager"
+    # One step takes 1.4 ms, and the fastest and the slowest round 10 % less and more throughput.
+    assert texts[f"{place}: 1.40 ms a step (rounds 1.27 to 1.56)"] == pytest.approx(1.4)
+    rate = texts[f"{place}: 11,429 new tokens a second (rounds 10,286 to 12,571)"]
+    assert rate == pytest.approx(16e3 / 1.4)
+    unknown = [{**row, "tokens_per_second_min": "", "tokens_per_second_max": ""} for row in decode_rows()]
+    without = spoken(decode_figure(read_decode(write(tmp_path / "d.csv", unknown))))
+    assert f"{place}: 1.40 ms a step" in without and not any("rounds" in text for text in without)
 
 
 def test_models_at_one_batch_size_take_no_column_from_curves(tmp_path: Path) -> None:

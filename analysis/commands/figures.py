@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     if args.table is None:
         _refuse_options(args)
         if args.check:
-            _check(results)
+            _check(results, results if args.published else None)
             return
         published = results if args.published else None
         products, tracked = _products(results, published, args.only)
@@ -136,10 +136,10 @@ def _list(products: list[Product], results: Path) -> None:
         print(f"{product.name:{width}}  {', '.join(key(path, results) for path in product.inputs)}")
 
 
-def _check(results: Path) -> None:
+def _check(results: Path, published: Path | None) -> None:
     from analysis.products.manifest import check
 
-    products, tracked = _products(results, results)
+    products, tracked = _products(results, published)
     stale = check(results, [product.name for product in products])
     for one in stale:
         print(f"{one.name}: {'; '.join(one.reasons)}")

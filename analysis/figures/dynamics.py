@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis.arms.dynamics import Dynamics, Trace
-from analysis.figures.style import TWO_COLUMNS, house_style
+from analysis.digits import number
+from analysis.figures.style import TWO_COLUMNS, house_style, hover
 
 # Blue and vermilion stay apart with every colour blindness; further treatments follow.
 ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
@@ -36,11 +37,11 @@ def dynamics_figure(result: Dynamics, structure: str) -> Figure:
         )
         upper, lower = parts[:, 0]
         panels = upper.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        _limits(panels.flat[0], result, structure)
         for axes, rate in zip(panels.flat, rates, strict=False):
             _curves(axes, result, structure, arms, rate)
         for axes in panels.flat[len(rates) :]:
             axes.set_axis_off()
-        _limits(panels.flat[0], result, structure)
         upper.supxlabel("Training step", fontsize=8)
         upper.supylabel("Training loss (nats)", fontsize=8)
         losses, spikes = lower.subplots(1, 2)
@@ -64,12 +65,19 @@ def _curves(axes: Axes, result: Dynamics, structure: str, arms: Sequence[str], r
                 continue
             axes.plot(curve[:, 0], curve[:, 1], color=colour, linewidth=0.7, alpha=0.8, zorder=3 + i)
             if trace.state == "diverged":
-                axes.plot(*curve[-1, :2], "X", color=colour, markersize=5, zorder=8)
-            for onset in trace.onsets:
-                axes.plot(
+                (cross,) = axes.plot(*curve[-1, :2], "X", color=colour, markersize=5, zorder=8)
+                step, loss = curve[-1, :2]
+                # A cross beyond the panel is cut off: nothing of it can be pointed at.
+                if loss <= axes.get_ylim()[1]:
+                    end = f"diverged after step {step:,.0f}, training loss {number(loss)} nats"
+                    hover(cross, [f"{_words(trace)}: {end}"], [trace.run_id])
+            for k, onset in enumerate(trace.onsets, 1):
+                (tick,) = axes.plot(
                     [onset], [1 - 0.045 * i], "v", color=colour, markersize=3.5, markeredgewidth=0,
                     transform=axes.get_xaxis_transform(), clip_on=False, zorder=9,
                 )  # fmt: skip
+                begins = f"spike {k} of {trace.spikes} begins at step {onset:,}"
+                hover(tick, [f"{_words(trace)}: {begins}{_heights(trace)}"], [trace.run_id])
     axes.set_title(f"peak learning rate {rate:g}")
 
 
@@ -97,11 +105,14 @@ def _final_losses(
         means = []
         for rate in rates:
             traces = result.at(structure, arm, rate)
-            losses = [t.val_loss for t in traces if math.isfinite(t.val_loss)]
-            axes.plot(
+            ended = [t for t in traces if math.isfinite(t.val_loss)]
+            losses = [t.val_loss for t in ended]
+            (points,) = axes.plot(
                 [rate * shift] * len(losses), losses, ARM_MARKERS[i], color=colour, markersize=3, alpha=0.6
             )
             if losses:
+                texts = [f"{_words(t)}: held-out loss {number(t.val_loss)} nats" for t in ended]
+                hover(points, texts, [t.run_id for t in ended])
                 means.append((rate * shift, float(np.mean(losses))))
             if count := sum(t.state == "diverged" for t in traces):
                 lost.append((rate * shift, colour, count))
@@ -129,14 +140,37 @@ def _spike_counts(
                 1.015 ** (counts[:k].count(c) - (counts.count(c) - 1) / 2) for k, c in enumerate(counts)
             ]
             x = [rate * shift * offset for offset in offsets]
-            axes.plot(x, counts, ARM_MARKERS[i], color=colour, markersize=3, alpha=0.6)
+            (points,) = axes.plot(x, counts, ARM_MARKERS[i], color=colour, markersize=3, alpha=0.6)
             if counts:
+                hover(points, [_count_words(t) for t in traces], [t.run_id for t in traces])
                 means.append((rate * shift, float(np.mean(counts))))
         axes.plot(*np.array(means).reshape(-1, 2).T, color=colour)
     _rate_axis(axes, rates)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set_ylim(bottom=-0.25)
     axes.set_ylabel("Spikes of a run")
+
+
+def _words(trace: Trace) -> str:
+    """A run as hover texts name it; a structure that names its size already is not given another."""
+    size = "" if not trace.size or ", size=" in trace.structure else f", {trace.size}"
+    arm = f"{trace.structure}: {trace.treatment}{size}, seed {trace.seed}"
+    return f"{arm}, peak learning rate {trace.peak_lr:g}"
+
+
+def _count_words(trace: Trace) -> str:
+    if math.isnan(trace.threshold):
+        count = "too few points to look for spikes"
+    else:
+        count = f"{trace.spikes} spike{'' if trace.spikes == 1 else 's'}{_heights(trace)}"
+    return f"{_words(trace)}: {count}{', diverged' if trace.state == 'diverged' else ''}"
+
+
+def _heights(trace: Trace) -> str:
+    if not trace.spikes:
+        return ""
+    lasting = f", {trace.unrecovered} not recovered" if trace.unrecovered else ""
+    return f", highest {trace.largest:.2f} nats{lasting}"
 
 
 def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.arms.gaps import Gaps, Row
+from analysis.digits import estimate, number, with_error
+from analysis.figures.curves import points_of, short
 from analysis.figures.style import (
     GREY,
     TWO_COLUMNS,
@@ -20,6 +22,7 @@ from analysis.figures.style import (
     Line,
     Look,
     house_style,
+    hover,
     log_flops_axis,
     log_loss_axis,
     looks,
@@ -31,6 +34,7 @@ from analysis.runs.treatments import FIXED_FLOPS, FIXED_STEPS, MORE_TOKENS, PLAI
 # How much of a marker is filled says the treatment; a static guide's marker has a ring besides.
 FILLS: dict[str, Fill] = {PLAIN: "none", FIXED_STEPS: "left", FIXED_FLOPS: "full", MORE_TOKENS: "bottom"}
 UNKNOWN_FILL: Fill = "right"
+UNTREATED = "same tokens, unguided"
 # Arms of equal FLOPs stand beside each other by this share of the panel's width in log FLOPs.
 DODGE = 0.03
 TOP, LINE, LEGEND_LINE = 2.1, 0.15, 0.15
@@ -135,10 +139,11 @@ def _losses(axes: Axes, rows: Sequence[Row], chosen: Mapping[str, Look], spread:
     for row, shift in _dodged(rows, width):
         look = chosen[row.place.structure]
         at = row.flops * math.exp(shift)
-        axes.errorbar(
+        drawn = axes.errorbar(
             [at], [row.loss], yerr=row.se, elinewidth=0.8, markeredgewidth=0.9, linestyle="none", zorder=5,
             **_marker(look, row.place.treatment),
         )  # fmt: skip
+        hover(points_of(drawn), [_loss_words(row)])
 
 
 def _dense(axes: Axes, rows: Sequence[Row], chosen: Mapping[str, Look]) -> None:
@@ -213,10 +218,11 @@ def _forest(
             continue
         d = row.gap
         error = None if d.interval is None else [[d.mean - d.interval[0]], [d.interval[1] - d.mean]]
-        axes.errorbar(
+        drawn = axes.errorbar(
             [d.mean], [i], xerr=error, elinewidth=0.9, markeredgewidth=0.9, linestyle="none", zorder=5,
             **_marker(chosen[arm[0]], arm[1]),
         )  # fmt: skip
+        hover(points_of(drawn), [_gap_words(row)])
     axes.set_xlim(*limits)
     ticks = nice_ticks(*limits, 2 if narrow else 4)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -243,12 +249,44 @@ def _over_budgets(
         highs = [(d.interval[1] if d.interval else d.mean) - d.mean for d in gaps]
         style = {**_marker(chosen[structure], treatment), "linewidth": 0.9, "markeredgewidth": 0.9}
         error = [lows, highs] if any(lows) else None
-        axes.errorbar(x, [d.mean for d in gaps], yerr=error, elinewidth=0.8, zorder=5, **style)
+        drawn = axes.errorbar(x, [d.mean for d in gaps], yerr=error, elinewidth=0.8, zorder=5, **style)
+        if mine:
+            texts = [f"{_gap_words(row)}, on {short(row.place.budget)} tokens" for row in mine]
+            hover(points_of(drawn), texts)
     budgets = [row.place.budget for row in rows]
     log_flops_axis(axes, min(budgets) / 1.25, max(budgets) * 1.25)
     axes.set_ylim(*limits)
     axes.set_yticks(nice_ticks(*limits))
     axes.set_xlabel("Training tokens of the dense run")
+
+
+def _loss_words(row: Row) -> str:
+    runs = f"mean of {len(row.losses)} runs" if len(row.losses) > 1 else f"1 run, seed {row.seeds[0]}"
+    value = f"loss {with_error(row.loss, row.se)} nats at {short(row.flops)} FLOPs"
+    return f"{_row_words(row)}: {value}, {runs}{_lost_words(row)}"
+
+
+def _gap_words(row: Row) -> str:
+    d = row.gap
+    assert d is not None
+    value, ends = (number(d.mean), "") if d.interval is None else estimate(d.mean, *d.interval, d.se)
+    pairs = f"{d.pairs} pair{'s' if d.pairs > 1 else ''}" + ("" if ends else ", no interval")
+    gap = f"gap {value} {ends}".rstrip()
+    return f"{_row_words(row)}: {gap} nats to {row.place.reference}, {pairs}{_lost_words(row)}"
+
+
+def _row_words(row: Row) -> str:
+    place = row.place
+    arm = place.structure if place.is_reference else f"{place.structure}: {place.treatment or UNTREATED}"
+    return f"{arm}, {place.size}" if place.size else arm
+
+
+def _lost_words(row: Row) -> str:
+    """Which runs gave no loss, of this arm and of the dense one that it is held against."""
+    own = f", {row.diverged} of {len(row.seeds) + row.diverged} diverged" if row.diverged else ""
+    if row.place.is_reference or not row.reference_diverged:
+        return own
+    return f"{own}, {row.reference_diverged} of {row.reference_runs} diverged ({row.place.reference})"
 
 
 def _arm_words(structure: str, treatment: str, narrow: bool) -> str:
@@ -258,7 +296,7 @@ def _arm_words(structure: str, treatment: str, narrow: bool) -> str:
 
 
 def _legend_columns(arms: Sequence[tuple[str, str]]) -> int:
-    names = [*(arm[0] for arm in arms), *(arm[1] or "same tokens, unguided" for arm in arms)]
+    names = [*(arm[0] for arm in arms), *(arm[1] or UNTREATED for arm in arms)]
     return max(2, min(6, LEGEND_LETTERS // (max(map(len, names)) + 7)))
 
 
@@ -280,5 +318,5 @@ def _handles(arms: Sequence[tuple[str, str]], chosen: Mapping[str, Look]) -> lis
         return handles
     for treatment in treatments:
         style = _marker(Look(GREY, "o", True), treatment)
-        handles.append(Line2D([], [], linestyle="none", label=treatment or "same tokens, unguided", **style))
+        handles.append(Line2D([], [], linestyle="none", label=treatment or UNTREATED, **style))
     return handles

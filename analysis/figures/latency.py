@@ -11,14 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from analysis.figures.style import GREY, TWO_COLUMNS, Look, house_style, looks
+from analysis.digits import significant
+from analysis.figures.style import GREY, TWO_COLUMNS, Look, house_style, hover, looks
 from analysis.latency import PUBLISHED_DEVICE, Layer, fastest_settings
 from analysis.runs.labels import structure_order
 
 Of = Callable[[Layer], int]
 
 MOST_MACHINES, MOST_WIDTHS, LEGEND_COLUMNS = 3, 4, 4
-PUBLISHED_NOTE = "30,000 tokens, read off ±0.3 ms"
+READ_OFF = "read off ±0.3 ms"
+PUBLISHED_NOTE = f"30,000 tokens, {READ_OFF}"
 DIGITISED_NOTE = "digitised, ±0.03 ms or less"
 
 
@@ -33,22 +35,22 @@ def width_figure(ours: Sequence[Layer], published: Sequence[Layer]) -> Figure | 
         tokens = _most(rows, lambda a: a.tokens, lambda a: a.width)
         mine = [a for a in rows if a.tokens == tokens]
         if len({a.width for a in mine}) > 1:
-            groups.append((f"{device}\n{mine[0].setting}, {tokens:,} tokens", mine))
+            groups.append((f"{device}\n{mine[0].setting}, {tokens:,} tokens", mine, ""))
     if not groups:
         return None
     groups = groups[:MOST_MACHINES]
     if published:
-        groups.append((f"{PUBLISHED_DEVICE}\n{PUBLISHED_NOTE}", list(published)))
-    chosen = looks([a.structure for _, rows in groups for a in rows])
+        groups.append((f"{PUBLISHED_DEVICE}\n{PUBLISHED_NOTE}", list(published), READ_OFF))
+    chosen = looks([a.structure for _, rows, _ in groups for a in rows])
     with house_style():
         figure = Figure(figsize=(TWO_COLUMNS, 4.3))
         grid = figure.subplots(2, len(groups), squeeze=False, sharey="row" if len(groups) == 1 else False)
-        limits = _speedup_limits([a for _, rows in groups for a in rows])
-        for column, (title, rows) in enumerate(groups):
+        limits = _speedup_limits([a for _, rows, _ in groups for a in rows])
+        for column, (title, rows, note) in enumerate(groups):
             upper, lower = grid[:, column]
-            _latencies(upper, rows, chosen, lambda a: a.width)
+            _latencies(upper, rows, chosen, lambda a: a.width, note)
             upper.set_title(title, fontsize=7, linespacing=1.3)
-            _speedups(lower, rows, chosen, lambda a: a.width, limits)
+            _speedups(lower, rows, chosen, lambda a: a.width, limits, note)
             lower.set_xlabel("Model width")
             for axes in (upper, lower):
                 _value_axis(axes, [a.width for a in rows])
@@ -68,26 +70,26 @@ def tokens_figure(ours: Sequence[Layer], published: Sequence[Layer]) -> Figure |
     groups = []
     for device, rows in list(_by_device(fastest_settings(ours)).items())[:MOST_MACHINES]:
         if _widths(rows):
-            groups.append((f"{device}, {rows[0].setting}", rows))
+            groups.append((f"{device}, {rows[0].setting}", rows, ""))
     if not groups:
         return None
     if published:
-        groups.append((f"{PUBLISHED_DEVICE}; {DIGITISED_NOTE}", list(published)))
-    kept = [(title, rows, _chosen_widths(rows, published)) for title, rows in groups]
-    columns = max(len(widths) for _, _, widths in kept)
-    shown = [a for _, rows, widths in kept for a in rows if a.width in widths]
+        groups.append((f"{PUBLISHED_DEVICE}; {DIGITISED_NOTE}", list(published), DIGITISED_NOTE))
+    kept = [(title, rows, note, _chosen_widths(rows, published)) for title, rows, note in groups]
+    columns = max(len(widths) for *_, widths in kept)
+    shown = [a for _, rows, _, widths in kept for a in rows if a.width in widths]
     chosen = looks([a.structure for a in shown])
     with house_style():
         figure = Figure(figsize=(TWO_COLUMNS, 1.75 * len(kept) + 0.5))
         grid = figure.subplots(len(kept), columns, squeeze=False)
         limits = _speedup_limits(shown)
-        for row, (title, layers, widths) in enumerate(kept):
+        for row, (title, layers, note, widths) in enumerate(kept):
             for column, axes in enumerate(grid[row]):
                 if column >= len(widths):
                     axes.set_axis_off()
                     continue
                 mine = [a for a in layers if a.width == widths[column]]
-                _speedups(axes, mine, chosen, lambda a: a.tokens, limits)
+                _speedups(axes, mine, chosen, lambda a: a.tokens, limits, note)
                 _value_axis(axes, [a.tokens for a in mine])
                 name = f"{title}\n" if column == 0 else "\n"
                 axes.set_title(f"{name}width {widths[column]:,}", fontsize=7, linespacing=1.3)
@@ -136,14 +138,17 @@ def _curves(layers: Sequence[Layer]) -> list[tuple[str, list[Layer]]]:
     ]
 
 
-def _latencies(axes: Axes, layers: Sequence[Layer], chosen: dict[str, Look], of: Of) -> None:
+def _latencies(axes: Axes, layers: Sequence[Layer], chosen: dict[str, Look], of: Of, note: str) -> None:
     for label, rows in _curves(layers):
         look = chosen[label]
         x = [of(a) for a in rows]
-        axes.plot(
+        (points,) = axes.plot(
             x, [a.ms for a in rows], color=look.colour, linewidth=0.9, markersize=3.6, markeredgewidth=0.9,
             **look.marker_style(),
         )  # fmt: skip
+        # Numbers read off a figure have no more digits than were read.
+        times = [f"{a.ms:g} ms, {note}" if note else f"{measured(a.ms)} ms" for a in rows]
+        hover(points, [f"{_words(a)}: forward {time}" for a, time in zip(rows, times, strict=True)])
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -152,8 +157,9 @@ def _latencies(axes: Axes, layers: Sequence[Layer], chosen: dict[str, Look], of:
 
 
 def _speedups(
-    axes: Axes, layers: Sequence[Layer], chosen: dict[str, Look], of: Of, limits: tuple[float, float]
-) -> None:
+    axes: Axes, layers: Sequence[Layer], chosen: dict[str, Look], of: Of, limits: tuple[float, float],
+    note: str,
+) -> None:  # fmt: skip
     axes.axhline(1, color=GREY, linewidth=0.8, zorder=2)
     for label, rows in _curves(layers):
         rows = [a for a in rows if math.isfinite(a.speedup)]
@@ -161,14 +167,37 @@ def _speedups(
             continue
         look, x = chosen[label], [of(a) for a in rows]
         y = np.array([a.speedup for a in rows])
-        axes.plot(
+        (points,) = axes.plot(
             x, y, color=look.colour, linewidth=0.9, markersize=3.6, markeredgewidth=0.9, zorder=4,
             **look.marker_style(),
         )  # fmt: skip
+        source = f", from times {note}" if note else ""
+        hover(
+            points,
+            [
+                f"{_words(a)}: speed-up over dense {measured(a.speedup)}{rounds(a.low, a.high)}{source}"
+                for a in rows
+            ],
+        )
         if all(math.isfinite(a.low) for a in rows):
             low, high = [a.low for a in rows], [a.high for a in rows]
             axes.fill_between(x, low, high, color=look.colour, alpha=0.12, linewidth=0, zorder=2)
     axes.set_ylim(*limits)
+
+
+def _words(layer: Layer) -> str:
+    where = ", ".join(part for part in (layer.device, layer.setting) if part)
+    return f"{layer.structure}, width {layer.width:,}, {layer.tokens:,} tokens, {where}"
+
+
+def measured(value: float) -> str:
+    """A measured time, rate or ratio in three digits, or all before the point: `12.8`, `13,042`."""
+    return f"{value:,.0f}" if value >= 1000 else significant(value, 3)
+
+
+def rounds(low: float, high: float) -> str:
+    """The slowest and fastest round as hover texts have it; empty where they are not known (nan)."""
+    return f" (rounds {measured(low)} to {measured(high)})" if math.isfinite(low + high) else ""
 
 
 def _speedup_limits(layers: Sequence[Layer]) -> tuple[float, float]:

@@ -85,16 +85,11 @@ def hypotheses(comparison: Comparison) -> PageTable | None:
         else:
             cells = [view, _exponents(test), *_numbers(test)]
         rows.append(tuple(Cell(text) for text in cells))
-    cautions = tuple(
-        f"{VIEWS[test.hypothesis].capitalize()}: {test.caution}."
-        for test in comparison.tests
-        if isinstance(test, SlopeTest) and test.caution
-    )
-    return PageTable("Equality of exponents under each view", HEADER, tuple(rows), (NOTE, *cautions))
+    return PageTable("Equality of exponents under each view", HEADER, tuple(rows), (NOTE,))
 
 
 def _exponents(test: SlopeTest) -> str:
-    return ", ".join(
+    return "\n".join(
         f"{name} {with_error(value, test.standard_errors[name])}" for name, value in test.exponents.items()
     )
 

@@ -14,6 +14,8 @@ from analysis.card import UNKNOWN, methods_card
 from analysis.diagnose import default_law, diagnose
 from analysis.errors import AnalysisError
 from analysis.findings import CATALOGUE
+from analysis.fit import Refusal
+from analysis.lawfits import LawFits
 from analysis.lawfits import fit_table as fitted
 from analysis.page.answer import answer, hypotheses
 from analysis.page.content import Page, PageFigure, PageFinding, PageTable
@@ -59,15 +61,14 @@ def gather(
     products = page_products(tracked, name)
     figures, problems = _figures(products, watch)
     tables, said = _tables(tracked, analysis)
-    law = default_law(runs)
     findings = _findings(analysis)
-    card = methods_card(fitted(runs, name, law, grouped=True))
     page = Page(
         name=name,
         description=record.description,
         answer=short.kind,
         headline=short.headline,
-        verdict=(*_sentences(comparison.verdict), *said),
+        # Of runs that allow no test, the first sentence says so; the next would list every one of them.
+        verdict=(*_sentences(comparison.verdict)[: 1 if short.kind == "none" else None], *said),
         hypotheses=hypotheses(comparison),
         coverage=runs.coverage(shown=0).split(";")[0],
         losses=losses(runs, problems),
@@ -78,11 +79,7 @@ def gather(
         tables=tables,
         findings=findings,
         looked_for=_looked_for(findings),
-        card={
-            f"{section}: {entry}": "" if text == UNKNOWN else text
-            for section, entries in card.items()
-            for entry, text in entries.items()
-        },
+        card=_card(analysis),
         provenance=_provenance(tracked, products, name),
     )
     return page, problems
@@ -131,7 +128,7 @@ def _tables(tracked: Tracked, analysis: Analysis) -> tuple[tuple[PageTable, ...]
     if traces is not None and curves is not None:
         moves = dynamics_tables.read_dynamics(traces, curves, name, analysis.runs.coverage())
         tables.append(as_page_table("Loss spikes by learning rate", dynamics_tables.arm_table(moves)))
-        said += conclusions(moves)
+        said += conclusions(moves) if any(len(moves.arms(s)) > 1 for s in moves.structures) else []
     return tuple(tables), said
 
 
@@ -149,6 +146,22 @@ def _findings(analysis: Analysis) -> tuple[PageFinding, ...]:
         title, remedy = CATALOGUE.get(code, ("no fit", "a law with fewer parameters, or more runs"))
         found.append(PageFinding(code, title, sentence, remedy, tuple(names)))
     return tuple(found)
+
+
+def _card(analysis: Analysis) -> Mapping[str, str]:
+    """The methods card, `section: entry` -> text; empty where the table does not record it."""
+    law = default_law(analysis.runs)
+    try:
+        fits = fitted(analysis.runs, analysis.name, law, grouped=True)
+    except AnalysisError as error:
+        # No structure has runs enough for a fit; what is known of the runs is told all the same.
+        refusal = Refusal(law.name, "all structures", len(analysis.runs.table), str(error))
+        fits = LawFits(analysis.name, law, analysis.runs, (refusal,), (None,), True)
+    return {
+        f"{section}: {entry}": "" if text == UNKNOWN else text
+        for section, entries in methods_card(fits).items()
+        for entry, text in entries.items()
+    }
 
 
 def _looked_for(findings: Sequence[PageFinding]) -> str:

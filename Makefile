@@ -33,7 +33,7 @@ $(SWEEPS:%=sweep-%): sweep-%: $(STAMP)
 	@$(if $(filter slurm,$(EXECUTOR)),,$(BIN)/python -m analysis fit $*)
 	@$(if $(filter slurm,$(EXECUTOR)),,$(BIN)/python -m analysis figures $*)
 	@$(if $(filter slurm,$(EXECUTOR)),,$(BIN)/python -m analysis report $*)
-	@$(if $(filter slurm,$(EXECUTOR)),,$(BIN)/python -m sweeps sync --if-run $*)
+	-@$(if $(filter slurm,$(EXECUTOR)),,$(BIN)/python -m sweeps sync --if-run $*)
 
 $(SWEEPS:%=plan-%): plan-%: $(STAMP)
 	@$(BIN)/python -m sweeps plan $*
@@ -49,7 +49,7 @@ figures: $(STAMP) ## redraw every figure and table from tracked tables, no train
 
 report: $(STAMP) ## one HTML page a sweep in results/reports/; MLflow has those of sweeps that were run here
 	$(BIN)/python -m analysis report
-	@$(BIN)/python -m sweeps sync --if-run $(REPORTED)
+	@$(if $(REPORTED),$(BIN)/python -m sweeps sync --if-run $(REPORTED))
 
 reproduce: $(STAMP) ## fit published studies again, value against value (about half a minute)
 	$(BIN)/python -m analysis reproduce --out $(RESULTS)/tables

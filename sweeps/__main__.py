@@ -146,7 +146,7 @@ def run(
         str | None, typer.Option("--cluster", help="Slurm settings: a name in sweeps/clusters, or a file.")
     ] = None,
     then: Annotated[
-        str | None, typer.Option("--then", help="slurm: queue `fit` (and figures) behind the sweep.")
+        str | None, typer.Option("--then", help="slurm: queue `fit` (figures and report too) behind it.")
     ] = None,
     slots: SlotsOption = None,
     threads: ThreadsOption = None,
@@ -332,7 +332,7 @@ def _check_executor(name: str, cluster: str | None, then: str | None) -> None:
     if name == "local" and (cluster is not None or then is not None):
         raise SweepError(f"{'--cluster' if cluster is not None else '--then'} needs --executor slurm")
     if then not in (None, "fit"):
-        raise SweepError(f"--then {then}: only 'fit' (which draws the figures as well) can follow")
+        raise SweepError(f"--then {then}: only 'fit' (which draws figures and report as well) can follow")
 
 
 def main() -> None:

@@ -312,13 +312,14 @@ def hand_on(submission: Submission) -> None:
 
 
 def then(submission: Submission, steps: Sequence[str]) -> int:
-    """What follows the arrays: fill the mirror, fit, draw.  A step that fails does not stop the next."""
+    """What follows the arrays: fit, draw, report, fill the mirror.  A step that fails does not stop the next."""
     worst = EXIT_DONE
     results = ["--results", str(submission.results)]
     commands = {
         "sync": ["sweeps", "sync", submission.argument, *results],
         "fit": ["analysis", "fit", submission.sweep, *results],
         "figures": ["analysis", "figures", submission.sweep, *results],
+        "report": ["analysis", "report", submission.sweep, *results],
     }
     record = read_sweep_record(submission.results, submission.sweep)
     states = Ledger(submission.results).scan(record["run_ids"] if record else submission.run_ids).values()

@@ -325,4 +325,5 @@ def _nothing(plan: Plan, queued: Queued) -> str:
 
 
 def _steps(mirror: bool) -> str:
-    return "sync fit figures" if mirror else "fit figures"
+    # The mirror last, since it takes the report along.
+    return "fit figures report sync" if mirror else "fit figures report"

@@ -312,7 +312,7 @@ def hand_on(submission: Submission) -> None:
 
 
 def then(submission: Submission, steps: Sequence[str]) -> int:
-    """What follows the arrays: fit, draw, report, fill the mirror.  A step that fails does not stop the next."""
+    """What follows the arrays: fit, draw, report, fill the mirror.  A step that fails stops no other."""
     worst = EXIT_DONE
     results = ["--results", str(submission.results)]
     commands = {

@@ -352,11 +352,8 @@ def test_every_mean_and_interval_lies_within_its_panel(seeds: int) -> None:
 
 def spoken(found: Gaps) -> dict[str, tuple[float, float]]:
     """Hover text -> the point of the figure of gaps that it belongs to."""
-    return {
-        text: (float(x), float(y))
-        for line, told in hovers(gaps_figure(found))
-        for text, (x, y) in zip(told.texts, np.asarray(line.get_xydata()), strict=True)
-    }
+    told = [(np.asarray(line.get_xydata()), told.texts) for line, told in hovers(gaps_figure(found))]
+    return {text: tuple(point) for points, texts in told for text, point in zip(texts, points, strict=True)}
 
 
 def test_hover_texts_name_arm_value_and_interval_of_their_points() -> None:

@@ -46,6 +46,8 @@ TWO_COLUMNS, ONE_COLUMN = 7.0, 3.5
 GREY = "#555555"
 HOVER = "hover"
 STYLE = "paper.mplstyle"
+PLACES = 6
+"""Decimals of the places of axes, in shares of the figure."""
 WITHOUT_DATES: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -184,9 +186,7 @@ def save(figure: Figure, stem: Path, known: Mapping[str, str] | None = None) -> 
             the SVG comes out as it was, PDF and PNG that are as they were are not made again: that would take
             most of the time.
     """
-    FigureCanvasAgg(figure)
-    # Laid out when it was made: doing so again for each format would take most of the time.
-    figure.set_layout_engine("none")
+    settle(figure)
     paths = []
     for kind, metadata in WITHOUT_DATES.items():
         path = stem.with_name(f"{stem.name}.{kind}")
@@ -203,6 +203,19 @@ def save(figure: Figure, stem: Path, known: Mapping[str, str] | None = None) -> 
             figure.savefig(buffer, format=kind, metadata=metadata)
         write_if_changed(path, buffer.getvalue())
     return paths
+
+
+def settle(figure: Figure) -> None:
+    """Keep the layout that a figure got when it was made, its places rounded.
+
+    To lay it out again for each format would take most of the time; and the solver's last digits differ from
+    process to process, as would the names of clip paths, which are made of them.
+    """
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        x, y, width, height = (round(value, PLACES) for value in axes.get_position(original=True).bounds)
+        axes.set_position((x, y, width, height))
 
 
 def _is(path: Path, digest: str | None) -> bool:

@@ -13,11 +13,10 @@ from xml.etree.ElementTree import Element
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.style import WITHOUT_DATES, Hover, house_style, hovers
+from analysis.figures.style import WITHOUT_DATES, Hover, house_style, hovers, settle
 from analysis.page.content import PageFigure
 
 # Verdana has nearly the widths of DejaVu Sans, by which matplotlib laid the text out.
@@ -127,7 +126,7 @@ def _gid(prefix: str, i: int) -> str:
 
 def _drawn(figure: Figure) -> Element:
     """The SVG as a tree without namespaces, as HTML has it."""
-    FigureCanvasAgg(figure)
+    settle(figure)
     buffer = io.BytesIO()
     # Real text can be selected, searched and read aloud, and is smaller than its outlines.
     with house_style(), matplotlib.rc_context({"svg.fonttype": "none"}):

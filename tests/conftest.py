@@ -145,3 +145,11 @@ def write_metrics(folder: Path, config: RunConfig, n_lines: int, offset: float =
         for step in range(1, n_lines + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a sweep's tables, scaling figure, gaps and dynamics, and the benches: all figures take minutes."""
+    from analysis.products import catalogue, measured, sweeps
+
+    monkeypatch.setattr(catalogue, "PROVIDERS", (sweeps.products, measured.products))

@@ -32,6 +32,8 @@ from analysis.runs.export import find_dynamics
 from analysis.runs.table import runs_table
 from analysis.runs.treatments import FIXED_STEPS
 
+pytestmark = pytest.mark.usefixtures("few_figures")
+
 STEPS, NOISE = 650, 0.09
 RATES = (0.01, 0.02, 0.04)
 

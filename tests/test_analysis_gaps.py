@@ -29,6 +29,8 @@ from analysis.runs.table import Runs, runs_table
 from analysis.runs.table import to_csv as runs_csv
 from analysis.runs.treatments import FIXED_FLOPS, FIXED_STEPS, MORE_TOKENS, PLAIN, STATIC, structure_label
 
+pytestmark = pytest.mark.usefixtures("few_figures")
+
 # What is planted: loss over dense, by treatment.
 PLANTED = {PLAIN: 0.10, FIXED_STEPS: 0.07, FIXED_FLOPS: 0.04, MORE_TOKENS: 0.05}
 MODES = {PLAIN: "none", FIXED_STEPS: "fixed_steps", FIXED_FLOPS: "fixed_flops", MORE_TOKENS: "none"}

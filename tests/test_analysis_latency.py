@@ -30,6 +30,8 @@ from analysis.latency import (
     read_published_widths,
 )
 
+pytestmark = pytest.mark.usefixtures("few_figures")
+
 PUBLISHED = Path(__file__).parents[1] / "results" / "published"
 
 

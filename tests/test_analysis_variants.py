@@ -19,6 +19,8 @@ from analysis.runs.table import runs_table, structures_of, to_csv
 from analysis.runs.variants import variants
 from trainer.presets import resolve
 
+pytestmark = pytest.mark.usefixtures("few_figures")
+
 SIZES = ("cpu-2xs", "cpu-xs", "cpu-s")
 
 

@@ -227,6 +227,7 @@ def test_products_are_of_tables_with_a_law(tmp_path: Path) -> None:
     assert [one.name for one in products(Tracked(tmp_path, None))][-1] == "lowrank_residuals"
 
 
+@pytest.mark.slow
 def test_same_table_same_bytes(tmp_path: Path, planted: Analysis) -> None:
     for name in "ab":
         save(reducible_figure(planted), tmp_path / name)

@@ -327,6 +327,7 @@ def vector_graphics(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_the_same_table_gives_the_same_bytes() -> None:
     written = []
     for _ in range(2):

@@ -23,6 +23,8 @@ from analysis.runs.export import export
 from analysis.runs.reading import read_csv
 from analysis.runs.table import Runs
 
+pytestmark = pytest.mark.usefixtures("few_figures")
+
 
 def planted(
     exponents: dict[str, float], noise: float, sizes: int = 6, seeds: int = 1, floor: float = 0.0

@@ -22,6 +22,8 @@ from analysis.products.tracked import Tracked
 from analysis.runs.export import export
 from analysis.runs.reading import read_csv
 
+pytestmark = pytest.mark.usefixtures("few_figures")
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,7 +44,10 @@ def known(root: Path) -> list[str]:
     return [product.name for product in catalogue(Tracked(root, None))]
 
 
-def test_every_tracked_figure_of_the_repository_is_on_record_with_what_it_is_made_of() -> None:
+def test_every_tracked_figure_of_the_repository_is_on_record_with_what_it_is_made_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
     results = ROOT / "results"
     figures = read_manifest(results)["figures"]
     assert set(figures) == {product.name for product in catalogue(Tracked(results, results))}
@@ -105,7 +110,7 @@ def test_check_names_exactly_the_figures_that_a_table_feeds(
     monkeypatch.chdir(tmp_path)
     tracked = Tracked(tmp_path, None)
     fed = {product.name for product in of_table(catalogue(tracked), tracked, "other")}
-    assert len(fed) >= 5 and not any(name.startswith("lowrank") for name in fed)
+    assert len(fed) >= 2 and not any(name.startswith("lowrank") for name in fed)
     table = tmp_path / "tables" / "other_runs.csv"
     whole = table.read_text()
     capsys.readouterr()
@@ -187,7 +192,7 @@ def test_only_draws_one_and_keeps_the_record_of_others(
 ) -> None:
     tracked_sweep(tmp_path)
     before = (tmp_path / "manifest.json").read_bytes()
-    (tmp_path / "figures" / "lowrank_exponents.svg").unlink()
+    (tmp_path / "figures" / "lowrank_scaling.pdf").unlink()
     (tmp_path / "figures" / "lowrank_scaling.svg").unlink()
     words = ("figures", "--no-published", "--results", str(tmp_path), "--only")
     capsys.readouterr()
@@ -200,6 +205,7 @@ def test_only_draws_one_and_keeps_the_record_of_others(
     assert "did you mean 'lowrank_scaling'?" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_several_processes_draw_the_same_bytes(tmp_path: Path) -> None:
     before = contents(tracked_sweep(tmp_path))
     for path in (tmp_path / "figures").iterdir():

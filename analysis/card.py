@@ -116,7 +116,7 @@ def _rule(table: pd.DataFrame) -> str:
 
 def _fit(fits: list[Fit]) -> dict[str, str]:
     def each(words: list[str]) -> str:
-        return ", ".join(dict.fromkeys(words))
+        return ", ".join(dict.fromkeys(words)) or "none"
 
     return {
         "objective": each(

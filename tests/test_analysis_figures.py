@@ -57,6 +57,7 @@ def remarks(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if not line.startswith("drawing: ")]
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_same_bytes_whatever_the_user_style(tmp_path: Path) -> None:
     fill_sweep(tmp_path)
     (tmp_path / "matplotlibrc").write_text("font.size: 20\nlines.linewidth: 9\nsavefig.dpi: 50\n")

@@ -164,3 +164,28 @@ def test_a_figure_that_cannot_be_drawn_is_named_in_the_page(
     assert problems == ["lowrank_scaling: no such font"]
     assert any("no such font" in words for words in page.losses)
     assert "no such font" in render(page)
+
+
+def test_level_structures_are_not_called_steeper_because_a_third_differs() -> None:
+    runs = planted({"dense": 0.0600, "lowrank-63": 0.0500, "lowrank-32": 0.0601}, 0.0005, seeds=3)
+    comparison = analyse(runs, "x").comparison
+    tests = [t for t in comparison.tests if isinstance(t, SlopeTest)]
+    assert tests[0].rejected
+    found = answer(comparison, "dense")
+    assert found.kind in ("no", "open") and "lowrank-32 scales" not in found.headline
+    assert "lowrank-63" in found.headline or "steepest" in found.headline
+
+
+def test_nothing_is_priced_or_called_detectable_where_the_runs_do_not_identify_the_floor() -> None:
+    runs = planted({"dense": 0.05, "lowrank-32": 0.052}, 0.01)
+    comparison = analyse(runs, "x").comparison
+    bound = [t for t in comparison.tests if isinstance(t, SlopeTest) and t.caution]
+    assert bound, "planted without a floor, E is at its bound"
+    table = hypotheses(comparison)
+    assert table is not None
+    for test, row in zip(comparison.tests, table.rows, strict=True):
+        assert isinstance(test, SlopeTest) and (row[3].text == "-") == (test.caution is not None)
+    found = settle("open", comparison, runs)
+    assert found.options is not None
+    unpriced = [row for row in found.options.rows if "do not identify E" in row[1].text]
+    assert len(unpriced) == len(bound) and all(row[3].text == "-" for row in unpriced)

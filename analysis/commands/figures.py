@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     if args.table is None:
         _refuse_options(args)
         if args.check:
-            _check(results, results if args.published else None)
+            _check(results, results if args.published else None, args.only)
             return
         published = results if args.published else None
         products, tracked = _products(results, published, args.only)
@@ -136,16 +136,22 @@ def _list(products: list[Product], results: Path) -> None:
         print(f"{product.name:{width}}  {', '.join(key(path, results) for path in product.inputs)}")
 
 
-def _check(results: Path, published: Path | None) -> None:
+def _check(results: Path, published: Path | None, only: list[str] | None) -> None:
     from analysis.products.manifest import check
 
     products, tracked = _products(results, published)
-    stale = check(results, [product.name for product in products])
+    # In a results folder of its own the published figures of the source tree are no duty.
+    here = [one.name for one in products if all(path.is_relative_to(results) for path in one.inputs)]
+    stale = [one for one in check(results, here) if only is None or one.name in only]
     for one in stale:
         print(f"{one.name}: {'; '.join(one.reasons)}")
     _complain(tracked.problems)
     if stale:
-        print(f"{len(stale)} stale; 'make figures' draws them", file=sys.stderr)
+        gone = any(
+            "tables/" in reason and reason.endswith("is gone") for one in stale for reason in one.reasons
+        )
+        rest = "; of tables that are gone: restore them, or delete the files of their figures" if gone else ""
+        print(f"{len(stale)} stale; 'python -m analysis figures' draws them{rest}", file=sys.stderr)
         sys.exit(STALE)
     print(f"all {len(products)} figures and tables follow from the tracked tables")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,20 +45,25 @@ def run(args: argparse.Namespace) -> None:
     results, out = args.results, args.out or args.results
     check_folder(results)
     if args.tables:
-        names = [export(table, results, out, args.maps)[0] for table in args.tables]
+        commands = {}
+        for table in args.tables:
+            maps = "".join(f" --map {one}" for one in args.maps or [])
+            name = export(table, results, out, args.maps)[0]
+            commands[name] = f"python -m analysis report {table}{maps}"
+        names = list(commands)
         # Others' tables stay read: figures over several sweeps are drawn of them too.
         tracked = Tracked(out, results)
     else:
         if args.out is not None or args.maps:
             raise AnalysisError("--out and --map: are for named sweeps or CSVs; name one")
         tracked = Tracked(results, results)
-        names = list(tracked.names)
+        names, commands = list(tracked.names), {}
         if not names and not tracked.problems:
             raise AnalysisError(f"{results / 'tables'}: no table *_runs.csv; name a sweep or CSV")
     problems = [] if args.tables else list(tracked.problems)
     for name in dict.fromkeys(names):
         try:
-            path, said = _write(tracked, name, results, out)
+            path, said = _write(tracked, name, results, out, commands.get(name, ""))
         except AnalysisError as error:
             problems.append(str(error))
             continue
@@ -69,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         sys.exit(2)
 
 
-def _write(tracked: Tracked, name: str, results: Path, out: Path) -> tuple[Path, list[str]]:
+def _write(tracked: Tracked, name: str, results: Path, out: Path, command: str) -> tuple[Path, list[str]]:
     from analysis.output import write_if_changed
     from analysis.page.gather import gather, page_products
     from analysis.page.parts import read_record
@@ -77,7 +83,8 @@ def _write(tracked: Tracked, name: str, results: Path, out: Path) -> tuple[Path,
     from analysis.progress import Progress
 
     path = out / "reports" / f"{name}.html"
+    record = replace(read_record(results, name), command=command)
     with Progress(f"report of {name}", len(page_products(tracked, name))) as progress:
-        page, problems = gather(tracked, name, read_record(results, name), path, progress.update)
+        page, problems = gather(tracked, name, record, path, progress.update)
     write_if_changed(path, render(page))
     return path, problems

@@ -134,7 +134,7 @@ def _losses(axes: Axes, rows: Sequence[Row], chosen: Mapping[str, Look], spread:
     losses = [loss for row in rows for loss in row.losses]
     centre = math.sqrt(max(losses) * min(losses))
     log_loss_axis(axes, centre / math.sqrt(spread), centre * math.sqrt(spread))
-    axes.set_xlabel("Training FLOPs")
+    axes.set_xlabel("Training FLOPs (equal ones side by side)")
     _dense(axes, [row for row in rows if row.place.is_reference], chosen)
     for row, shift in _dodged(rows, width):
         look = chosen[row.place.structure]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from analysis.compare.slopes import Comparison, NoTest, SlopeTest, telling
+from scipy.special import stdtrit
+
+from analysis.compare.slopes import LEVEL, Comparison, NoTest, SlopeTest, telling
 from analysis.digits import number, probability, with_error
 from analysis.page.content import Cell, PageTable
 
@@ -21,8 +24,9 @@ HEADER = (
     "Irreducible loss", "Exponents", "Largest difference", "Detectable", "p of equality", "Equality",
 )  # fmt: skip
 NOTE = (
-    "Exponents are those of held-out loss in training FLOPs. A detectable difference is found with 80 % "
-    "probability at the 5 % level."
+    "Exponents are those of held-out loss in training FLOPs, ± standard error of the joint fit, whose noise "
+    "is pooled over structures. A detectable difference is found with 80 % probability at the 5 % level. "
+    "Where E is at its bound 0, errors hold for E = 0 only, and what is detectable is not known."
 )
 
 
@@ -35,7 +39,11 @@ class Answer:
 
 
 def answer(comparison: Comparison, baseline: str) -> Answer:
-    """Sum up the tests of equal exponents.
+    """Sum up the tests: which structures differ from the baseline, and under which views.
+
+    A structure counts as steeper, or flatter, where equality of all is rejected and its own difference to the
+    baseline is larger than chance allows at the 5 % level, Bonferroni's correction for several structures
+    included: that equality of all is rejected does not say which of them differs.
 
     Args:
         comparison: the tests.
@@ -43,34 +51,65 @@ def answer(comparison: Comparison, baseline: str) -> Answer:
     """
     tests = telling(comparison.tests)
     if not tests:
-        return Answer("none", NO_SIZES)
-    rejected = [test for test in tests if test.rejected]
-    steepest = list(dict.fromkeys(_steepest(test) for test in rejected))
-    if len(rejected) == len(tests) and len(steepest) == 1:
-        every = "under every assumption about the irreducible loss" if len(tests) > 1 else _view(tests[0])
-        if steepest[0] == baseline:
-            return Answer("no", f"No: {baseline} scales steepest here, {every}.")
-        return Answer("yes", f"{steepest[0]} scales steeper than {_others(tests, steepest[0])}, {every}.")
-    if rejected:
-        found = "; ".join(f"{_view(test)} {_steepest(test)} is steepest" for test in rejected)
-        rest = [_view(test) for test in tests if not test.rejected]
-        against = f"; {' and '.join(rest)} equal slopes are not rejected" if rest else ""
-        return Answer("mixed", f"It hangs on the irreducible loss: {found}{against}.")
-    return Answer("open", "Not shown: these runs do not tell the exponents of the structures apart.")
+        reasons = [test.reason for test in comparison.tests if isinstance(test, NoTest)]
+        few = not reasons or "enough points" in reasons[0]
+        return Answer("none", NO_SIZES if few else f"Nothing can be said about exponents: {reasons[0]}.")
+    views = [VIEWS[test.hypothesis] for test in tests]
+    every = "under every assumption about the irreducible loss" if len(tests) > 1 else views[0]
+    steeper = [_apart(test, baseline, +1) for test in tests]
+    flatter = [_apart(test, baseline, -1) for test in tests]
+    if always := _in_all(steeper):
+        return Answer("yes", f"{_names(always)} steeper than {baseline}, {every}.")
+    if any(steeper):
+        found = [f"{_names(who)} steeper {view}" for view, who in zip(views, steeper, strict=True) if who]
+        rest = [view for view, who in zip(views, steeper, strict=True) if not who]
+        but = f"; not {' nor '.join(rest)}" if rest else ""
+        return Answer("mixed", f"It hangs on the irreducible loss: {'; '.join(found)}{but}.")
+    if always := _in_all(flatter):
+        return Answer("no", f"No: {_names(always)} flatter than {baseline}, {every}.")
+    return Answer("open", f"Not shown: these runs do not tell the exponents apart. {_sign(tests, baseline)}")
 
 
-def _view(test: SlopeTest) -> str:
-    return VIEWS[test.hypothesis]
+def _apart(test: SlopeTest, baseline: str, sign: int) -> list[str]:
+    """The structures that are steeper (sign +1) or flatter (-1) than the baseline, beyond chance."""
+    if not test.rejected or baseline not in test.exponents:
+        return []
+    others = [name for name in test.exponents if name != baseline]
+    quantile = float(stdtrit(test.test.dof, 1 - LEVEL / (2 * len(others))))
+    base, error = test.exponents[baseline], test.standard_errors[baseline]
+    # With one E for all the errors go together, and their sum of squares is too large rather than too small.
+    return [
+        name
+        for name in others
+        if sign * (test.exponents[name] - base) > quantile * math.hypot(error, test.standard_errors[name])
+    ]
+
+
+def _in_all(found: list[list[str]]) -> list[str]:
+    return [name for name in found[0] if all(name in names for names in found)]
+
+
+def _names(names: list[str]) -> str:
+    return f"{' and '.join(names)} {'scales' if len(names) == 1 else 'scale'}"
+
+
+def _sign(tests: list[SlopeTest], baseline: str) -> str:
+    """Where the estimates point, so that no reader takes them for the opposite."""
+    steepest = list(dict.fromkeys(_steepest(test) for test in tests))
+    if steepest == [baseline]:
+        return f"As estimated, {baseline} is the steepest."
+    return (
+        f"As estimated, the steepest is {' or '.join(steepest)}{'' if len(steepest) == 1 else ', by view'}."
+    )
 
 
 def _steepest(test: SlopeTest) -> str:
     return max(test.exponents, key=lambda name: test.exponents[name])
 
 
-def _others(tests: list[SlopeTest], steepest: str) -> str:
-    others = [name for name in tests[0].exponents if name != steepest]
-    # Equality of all is rejected, which of more than two others it differs from is not tested.
-    return others[0] if len(others) == 1 else f"the flattest of {', '.join(others)}"
+def conditional(test: SlopeTest) -> bool:
+    """Whether errors and what is detectable hold only if E is 0, since a fitted E is at that bound."""
+    return test.caution is not None and test.hypothesis in ("shared", "separate")
 
 
 def hypotheses(comparison: Comparison) -> PageTable | None:
@@ -97,5 +136,5 @@ def _exponents(test: SlopeTest) -> str:
 def _numbers(test: SlopeTest) -> list[str]:
     largest = max(test.exponents.values()) - min(test.exponents.values())
     outcome = f"rejected; steepest: {_steepest(test)}" if test.rejected else "not rejected"
-    limit = number(test.detectable, test.detectable)
+    limit = "-" if conditional(test) else number(test.detectable, test.detectable)
     return [number(largest, test.detectable), limit, probability(test.p_value).removeprefix("= "), outcome]

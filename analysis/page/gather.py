@@ -22,6 +22,7 @@ from analysis.page.content import Page, PageFigure, PageFinding, PageTable
 from analysis.page.parts import Record, as_page_table, cost_table, losses, run_table
 from analysis.page.settle import settle
 from analysis.products.catalogue import catalogue, of_table
+from analysis.products.draw import unexpected
 from analysis.products.manifest import PACKAGES, key, sha256
 from analysis.products.product import Product
 from analysis.products.sweeps import CURVES, TRACES, gaps_worth_drawing
@@ -80,7 +81,7 @@ def gather(
         findings=findings,
         looked_for=_looked_for(findings),
         card=_card(analysis),
-        provenance=_provenance(tracked, products, name),
+        provenance=_provenance(tracked, products, name, record.command),
     )
     return page, problems
 
@@ -98,6 +99,9 @@ def _figures(products: Sequence[Product], watch: Watch) -> tuple[tuple[PageFigur
         except AnalysisError as error:
             # The page still comes out, and says which figure is missing and why.
             problems.append(f"{product.name}: {error}")
+            figure = None
+        except Exception as error:
+            problems.append(f"{product.name}: {unexpected(error)}")
             figure = None
         if figure is not None:
             figures.append(PageFigure(product.name, product.shows, figure))
@@ -173,13 +177,13 @@ def _looked_for(findings: Sequence[PageFinding]) -> str:
     )
 
 
-def _provenance(tracked: Tracked, products: Sequence[Product], name: str) -> Mapping[str, str]:
+def _provenance(tracked: Tracked, products: Sequence[Product], name: str, command: str) -> Mapping[str, str]:
     code = code_version()
     changed = f", with uncommitted changes ({code['git_diff']})" if code["git_diff"] else ""
     inputs = {path for product in products for path in product.inputs} | {tracked.path(name)}
     named = sorted((key(path, tracked.root), sha256(path)) for path in inputs)
     return {
-        "command": f"python -m analysis report {name}",
+        "command": command or f"python -m analysis report {name}",
         "program": f"git {code['git_sha']}{changed}"
         if code["git_sha"]
         else f"source {code['source_sha256']}",

@@ -44,10 +44,16 @@ MOST_IDS = 12
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a sweep beside its table: its description, and where its run folders are (or None)."""
+    """What is known of a sweep beside its table.
+
+    description: of the sweep.
+    folders: where its run folders are; None where they are not here.
+    command: that writes the report; empty for that of the table's name.
+    """
 
     description: str = ""
     folders: Path | None = None
+    command: str = ""
 
 
 def read_record(results: Path, name: str) -> Record:

@@ -13,7 +13,7 @@ from analysis.design.planned import assume, grid_of
 from analysis.design.precision import Assumed, Grid, Impossible, design, usable
 from analysis.digits import number, quantity
 from analysis.laws import IRREDUCIBLE, POWER
-from analysis.page.answer import VIEWS
+from analysis.page.answer import VIEWS, conditional
 from analysis.page.content import Cell, PageTable, Settle
 from analysis.runs.table import Runs
 
@@ -64,13 +64,16 @@ def settle(kind: str, comparison: Comparison, runs: Runs) -> Settle:
         )
     ways = [way for test in tests for way in _ways(test, runs)]
     words = [_first(test) for test in tests if not test.rejected]
-    if not ways:
+    if not ways and any(not test.rejected for test in tests):
         words.append("No way of spending more could be worked out: the runs do not identify the laws.")
     return Settle((*words, EQUAL), _options(ways, runs) if ways else None)
 
 
 def _first(test: SlopeTest) -> str:
     found, limit = _difference(test), test.detectable
+    if conditional(test):
+        view = VIEWS[test.hypothesis].capitalize()
+        return f"{view}: {test.caution}; so what these runs could detect is not known."
     below = "below" if found < limit else "above"
     return (
         f"{VIEWS[test.hypothesis].capitalize()}, the largest difference found is "
@@ -86,6 +89,9 @@ def _ways(test: SlopeTest, runs: Runs) -> list[Way]:
     """More seeds of the same runs, and the cheapest runs to add, for one view; none where it is rejected."""
     if test.rejected:
         return []
+    if conditional(test):
+        # A price would rest on an E from the literature in place of these runs.
+        return [Way(test.hypothesis, "no price: these runs do not identify E", None, None, None)]
     law = POWER if test.hypothesis in ("none", "given") else IRREDUCIBLE
     table = runs.table[runs.table["structure"].isin(list(test.exponents))]
     whole = grid_of(table)

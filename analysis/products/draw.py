@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,9 +100,10 @@ def draw_products(
     order = {product.name: i for i, product in enumerate(products)}
     with Progress("drawing", len(products)) as progress:
         try:
-            for one in _made(products, tracked, published, jobs):
-                results.append(one)
-                progress.update(len(results))
+            with closing(_made(products, tracked, published, jobs)) as made:
+                for one in made:
+                    results.append(one)
+                    progress.update(len(results))
         finally:
             # Also after Ctrl-C: the manifest says what the files on disk are made of.
             drawn = [one.drawn for one in results if one.drawn is not None]
@@ -113,7 +116,7 @@ def draw_products(
 
 def _made(
     products: Sequence[Product], tracked: Tracked, published: Path | None, jobs: int | None
-) -> Iterator[_One]:
+) -> Generator[_One]:
     # Read here too, so that a damaged manifest is complained of before anything is drawn.
     known = drawings(tracked.root)
     jobs = min(jobs or _processors(), MOST_WORKERS)
@@ -134,6 +137,11 @@ def _made(
             raise
 
 
+def unexpected(error: Exception) -> str:
+    """An error that was not foreseen, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _processors() -> int:
     # A batch job may have fewer than the machine.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -148,6 +156,8 @@ def _start(root: Path, published: Path | None) -> None:
     """Read the tables in a process of the pool, once for all that it draws."""
     global _root
     _root = root
+    # Ctrl-C reaches every process of the terminal: the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _drawings.update(drawings(root))
     _catalogue.update((product.name, product) for product in catalogue(Tracked(root, published)))
 
@@ -164,5 +174,8 @@ def _make(product: Product, root: Path, known: Mapping[str, str] | None) -> _One
         return _One(None, problem=f"{product.name}: {error}")
     except OSError as error:
         return _One(None, problem=f"{product.name}: {error.filename or 'disk'}: {error.strerror or error}")
+    except Exception as error:
+        # Such as what matplotlib says of a name that it takes for mathematics: other figures still come out.
+        return _One(None, problem=f"{product.name}: {unexpected(error)}")
     outputs = {key(path, root): sha256(path) for path in paths}
     return _One(Drawn(product.name, product.shows, inputs, outputs), tuple(paths))

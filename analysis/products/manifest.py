@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -92,11 +92,11 @@ def read_manifest(root: Path) -> dict[str, Any]:
     return manifest
 
 
-def record(root: Path, drawn: Iterable[Drawn], tracked: Tracked) -> Path:
+def record(root: Path, drawn: Sequence[Drawn], tracked: Tracked) -> Path:
     """Write down what has been drawn; entries whose inputs and files are as before stay as they are.
 
     So the code and the versions of an entry are those that first made these bytes, and drawing again changes
-    nothing. Entries of figures whose inputs and files are all gone are dropped.
+    nothing. Entries of figures whose files are all gone are dropped.
     """
     manifest = read_manifest(root)
     figures: dict[str, Entry] = manifest["figures"]
@@ -106,7 +106,8 @@ def record(root: Path, drawn: Iterable[Drawn], tracked: Tracked) -> Path:
         if before is None or any(before[k] != v for k, v in (("inputs", inputs), ("outputs", outputs))):
             before = {"inputs": inputs, "outputs": outputs, **_made_by(one.name)}
         figures[one.name] = {**before, "shows": one.shows}
-    kept = {name: entry for name, entry in figures.items() if _anything_left(entry, root)}
+    just = {one.name for one in drawn}
+    kept = {name: entry for name, entry in figures.items() if name in just or _anything_left(entry, root)}
     runs = {**manifest["tables"], **_run_ids(root, tracked)}
     used = {digest for entry in kept.values() for digest in entry["inputs"].values()}
     content = {
@@ -146,7 +147,7 @@ def drawings(root: Path) -> dict[str, dict[str, str]]:
 
 
 def _anything_left(entry: Entry, root: Path) -> bool:
-    return any(_find(name, root) is not None for name in (*entry["inputs"], *entry["outputs"]))
+    return any(_find(name, root) is not None for name in entry["outputs"])
 
 
 def _run_ids(root: Path, tracked: Tracked) -> dict[str, Entry]:

@@ -45,13 +45,20 @@ def products(tracked: Tracked) -> Iterator[Product]:
             yield Product(
                 f"{name}_gaps",
                 f"Held-out loss of every arm of {name} over training FLOPs, a panel a size, and beneath it "
-                "the gap of each arm to the dense runs of its size, paired by seed, with 95 % intervals.",
+                "the gap of each arm to the dense runs of its size, paired by seed, with 95 % intervals "
+                "where there are several seeds.",
                 (table,),
                 lambda found=found: gaps_made(found),  # type: ignore[misc]
                 name,
             )
         if traces is not None and curves is not None:
-            yield from _dynamics(tracked, name, traces, curves)
+            try:
+                found_here = list(_dynamics(tracked, name, traces, curves))
+            except AnalysisError as error:
+                # A damaged table of curves costs its own figures only.
+                tracked.problems.append(str(error))
+                continue
+            yield from found_here
 
 
 def has_law(runs: Runs) -> bool:
@@ -73,7 +80,8 @@ def _scaling(tracked: Tracked, name: str) -> Product:
 
     shows = (
         f"Held-out loss over training FLOPs in {name}, log-log, a curve a structure: runs as points, fitted "
-        "power laws as lines with 95 % bands; beside it the published points of the same structures."
+        "power laws as lines with 95 % bands where there are enough; beside it the published points of the "
+        "same structures, where there are any."
     )
     return Product(f"{name}_scaling", shows, inputs, make, name)
 

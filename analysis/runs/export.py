@@ -40,7 +40,14 @@ def export(
     path = out / "tables" / f"{name}_runs.csv"
     if not force:
         runs = larger(runs, path, table)
-    write_if_changed(path, to_csv(runs))
+    text = to_csv(runs)
+    other = is_file(table) and path.is_file() and path.resolve() != Path(table).resolve()
+    if other and not force and path.read_text(encoding="utf-8") != text:
+        raise AnalysisError(
+            f"{table}: {path} is there already and holds other runs; rename the file, choose another --out, "
+            "or replace the table with 'python -m analysis export --force'"
+        )
+    write_if_changed(path, text)
     paths = [path]
     if learning_rates_differ(runs):
         moves = _dynamics_at_hand(runs, name, None if is_file(table) else results, results / "tables")

@@ -52,9 +52,11 @@ def test_fit_and_figures_need_the_numeric_libraries_only(tmp_path: Path) -> None
     assert "| structure |" in fitted.stdout and "**Verdict.**" in fitted.stdout
     assert set(json.loads(target.read_text())["fits"]) >= {"dense"}
     drawn = bare("figures", DIGITISED, *MAPS, "--out", str(tmp_path))
-    assert (drawn.returncode, drawn.stderr) == (0, "")
+    # A slow machine says how far it is.
+    said = [line for line in drawn.stderr.splitlines() if not line.startswith("drawing: ")]
+    assert (drawn.returncode, said) == (0, [])
     paths = [Path(line) for line in drawn.stdout.splitlines()]
-    assert {path.suffix for path in paths} == {".svg", ".pdf", ".png", ".md", ".json", ".csv"}
+    assert {path.suffix for path in paths} == {".svg", ".pdf", ".png", ".md", ".tex", ".json", ".csv"}
     assert all(path.is_file() and tmp_path in path.parents for path in paths)
 
 

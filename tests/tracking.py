@@ -117,7 +117,7 @@ class TrackingServer:
 
 
 def read_back(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
-    """Everything that a store says about each run, but its own ids."""
+    """Everything that a store says about each run of the ledger, but its own ids; a sweep's report is none."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)
@@ -125,6 +125,8 @@ def read_back(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
     assert found is not None
     said: dict[str, dict[str, Any]] = {}
     for run in client.search_runs([found.experiment_id]):
+        if run.data.tags.get("kind") == "sweep":
+            continue
         name = run.data.tags["run_id"]
         assert name not in said, f"{name} is there twice"
         said[name] = {

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SWEEPS := $(basename $(notdir $(wildcard sweeps/configs/*.toml)))
+STUDIES := $(basename $(notdir $(wildcard sweeps/configs/search/*.toml)))
 EXECUTOR ?= local
 RUN_FLAGS ?=
 RESULTS ?= results
@@ -12,13 +13,15 @@ REPORTED = $(filter $(SWEEPS),$(patsubst %_runs.csv,%,$(notdir $(wildcard $(RESU
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test test-slow test-slurm test-browser status figures report reproduce mlflow-ui bench clean $(SWEEPS:%=sweep-%) $(SWEEPS:%=plan-%)
+.PHONY: help setup check lint types test test-slow test-slurm test-browser status figures report reproduce mlflow-ui bench bench-search clean $(SWEEPS:%=sweep-%) $(SWEEPS:%=plan-%) $(STUDIES:%=search-%)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
 	@echo "  sweep-NAME               plan, train, fit and draw a sweep; NAME is one of:"
 	@echo "                           $(SWEEPS)" | fold -s -w 90 | sed '2,$$s/^/                           /'
 	@echo "  plan-NAME                only print what the sweep would run and what it costs"
+	@echo "  search-NAME              have Optuna search shapes or settings, and draw; NAME is one of:"
+	@echo "                           $(STUDIES)" | fold -s -w 90 | sed '2,$$s/^/                           /'
 
 setup: $(STAMP) ## make the virtual environment and install everything, exact versions
 
@@ -37,6 +40,14 @@ $(SWEEPS:%=sweep-%): sweep-%: $(STAMP)
 
 $(SWEEPS:%=plan-%): plan-%: $(STAMP)
 	@$(BIN)/python -m sweeps plan $*
+
+$(STUDIES:%=search-%): search-%: $(STAMP)
+	$(BIN)/python -m sweeps search $* --executor $(EXECUTOR) $(RUN_FLAGS)
+	@$(BIN)/python -m analysis export $*
+	@$(BIN)/python -m analysis figures $*
+
+search-%:
+	@echo "error: no study sweeps/configs/search/$*.toml; there are: $(STUDIES)" >&2; exit 2
 
 sweep-% plan-%:
 	@echo "error: no sweep file sweeps/configs/$*.toml; there are: $(SWEEPS)" >&2; exit 2
@@ -69,6 +80,9 @@ bench: $(STAMP) ## speed of this machine, structures interleaved (several minute
 	    || exit 1; \
 	done
 	$(BIN)/python -m analysis figures
+
+bench-search: $(STAMP) ## runs that tpe and random need on a planted objective, and what a trial costs (minutes)
+	$(BIN)/python -m sweeps.search.bench
 
 mlflow-ui: $(STAMP) ## browse the runs at http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(RESULTS)/mlflow.db}

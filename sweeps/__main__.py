@@ -114,6 +114,7 @@ def plan(
     options = [f"{name}={value}" for name, value in asked.items() if value is not None]
     _check_power(power, options, as_json)
     file = load_sweep(sweep)
+    _refuse_study(file)
     execution = with_options(file.execution, slots, threads, device, file.source)
     overview = look(file, results)
     layout = layout_or_guess(execution)
@@ -170,6 +171,7 @@ def run(
 
     _check_executor(executor, cluster, then)
     file = load_sweep(sweep)
+    _refuse_study(file)
     execution = with_options(file.execution, slots, threads, device, file.source)
     on_slurm = None
     if executor == "slurm":
@@ -199,6 +201,60 @@ def run(
         from sweeps.launch import launch
 
         ending = launch(overview, planned, layout, mirror=not no_mirror)
+    print(ending.line)
+    raise typer.Exit(ending.code)
+
+
+@app.command()
+def search(
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study or a .toml file; default: list them.")
+    ] = None,
+    results: ResultsOption = RESULTS,
+    executor: Annotated[
+        str, typer.Option("--executor", help="Where trials are trained: local or slurm.")
+    ] = "local",
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Slurm settings: a name in sweeps/clusters, or a file.")
+    ] = None,
+    slots: SlotsOption = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="Runs in each cell; default what the study says.")
+    ] = None,
+    max_flops: Annotated[float | None, typer.Option(min=0, help="Refuse a study that may need more.")] = None,
+    max_hours: Annotated[
+        float | None, typer.Option(min=0, help="Refuse a study that may take longer.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before a study of more than an hour.")
+    ] = False,
+    no_mirror: Annotated[bool, typer.Option("--no-mirror", help="Leave MLflow alone.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Price it, say what is known, train nothing.")
+    ] = False,
+    export_sweep: Annotated[
+        Path | None, typer.Option("--export-sweep", help="Write the best runs as a sweep file.")
+    ] = None,
+) -> None:
+    """Search for the best shape or setting with Optuna; every trial is a run, none is trained twice."""
+    if study is None:
+        from sweeps.search.listing import studies_table
+
+        print(studies_table())
+        return
+    _check_executor(executor, cluster, None)
+    from sweeps.search.command import Options
+    from sweeps.search.command import search as search_study
+
+    ending = search_study(
+        study,
+        Options(
+            results, executor, cluster, slots, threads, device, trials, max_flops, max_hours, yes,
+            not no_mirror, dry_run, export_sweep,
+        ),
+    )  # fmt: skip
     print(ending.line)
     raise typer.Exit(ending.code)
 
@@ -308,6 +364,14 @@ def _refuse_corrupt(lines: list[str]) -> None:
     if lines:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise SweepError(f"{lines[0]}{more}")
+
+
+def _refuse_study(file: Any) -> None:
+    from sweeps.sweepfile import Sweep
+
+    if type(file) is not Sweep:
+        command = f"python -m sweeps search {file.argument}"
+        raise SweepError(f"{file.source}: is a study; take '{command}' (--dry-run prices it)")
 
 
 def _check_status(sweeps: list[str] | None, interval: float | None) -> None:

@@ -1,26 +1,36 @@
-"""The report of a sweep in its mirror: an MLflow run that stands for the sweep, the page its artifact.
+"""The MLflow run that stands for a sweep: its report is an artifact, and a study's trials nest below it.
 
-Works on a client that sweeps.mirror hands over.
+An ordinary sweep has one once there is a report, a study as soon as one of its trials has begun.  Works on a
+client that sweeps.mirror hands over.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from sweeps.ledger import Ledger, RunState
+from sweeps.session import read_record
+from sweeps.snapshot import Point, began, flat
 from trainer.rundir import write_atomic
 
 ARTIFACT = "report.html"
-DIGEST = "report_sha256"
+BEST = "best.json"
+DIGESTS = {ARTIFACT: "report_sha256", "trials.csv": "trials_sha256", "importance.csv": "importance_sha256"}
+"""Artifacts, and the tags that say what they were when they were uploaded."""
+PARENT = "mlflow.parentRunId"
+"""MLflow's own tag: its pages nest a run below the one that is named there."""
 
 
 def report_file(results: Path, sweep: str) -> Path:
@@ -28,20 +38,53 @@ def report_file(results: Path, sweep: str) -> Path:
     return results / "reports" / f"{sweep}.html"
 
 
+def search_folder(results: Path, study: str) -> Path:
+    """Where a study leaves its tables and the best of each cell."""
+    return results / "searches" / study
+
+
 def is_attached(results: Path, sweep: str, experiment: str, uri: str) -> bool:
-    """Whether the report as it is now was uploaded there, or there is none; the store is not asked."""
+    """Whether what the sweep's run shows was uploaded as it is now, or is nothing; the store is not asked."""
+    study = (read_record(results, sweep) or {}).get("study")
     try:
-        digest = _digest(report_file(results, sweep).read_bytes())
-    except OSError:
-        return True
-    try:
-        return _mark_file(results, sweep).read_text().strip() == _mark(experiment, uri, digest)
+        digests = {name: _digest(path) for name, path in _files(results, sweep, study).items()}
+        if not digests and study is None:
+            return True
+        said = _mark_file(results, sweep).read_text().strip()
     except OSError:
         return False
+    return said == _mark(experiment, uri, digests, study, _best(results, sweep, study))
 
 
-class Attachment:
-    """The report of a sweep on its way into a tracking store.
+@dataclass(frozen=True)
+class Attached:
+    """What became of the run that stands for a sweep."""
+
+    run: str
+    """MLflow's id of it."""
+    report: bool | None
+    """Whether the report was uploaded; None where there is none, or it could not be."""
+
+
+@dataclass(frozen=True)
+class _Face:
+    """What that run shows, but for artifacts and tags; none of it can be changed in MLflow."""
+
+    start_ms: int
+    end_ms: int | None
+    params: dict[str, str]
+    metrics: list[Point]
+
+    def continues(self, run: Any) -> bool:
+        """Whether a run of the store says nothing else."""
+        metrics = {point.key: point.value for point in self.metrics}
+        same_params = run.data.params.items() <= self.params.items()
+        same_metrics = run.data.metrics.items() <= metrics.items()
+        return bool(run.info.start_time == self.start_ms and same_params and same_metrics)
+
+
+class SweepRun:
+    """The run that stands for a sweep, on its way into a tracking store.
 
     Args:
         client: MlflowClient of the store.
@@ -49,76 +92,127 @@ class Attachment:
         experiment: name and id of the sweep's experiment.
         ledger: where the runs are.
         sweep: name of the sweep.
+        study: what its record says of the study that it is; None for an ordinary sweep.
     """
 
     def __init__(
-        self, client: Any, uri: str, experiment: tuple[str, str], ledger: Ledger, sweep: str
+        self,
+        client: Any,
+        uri: str,
+        experiment: tuple[str, str],
+        ledger: Ledger,
+        sweep: str,
+        study: Mapping[str, Any] | None,
     ) -> None:
-        self.client, self.uri, self.ledger, self.sweep = client, uri, ledger, sweep
+        self.client, self.uri, self.ledger, self.sweep, self.study = client, uri, ledger, sweep, study
         self.experiment, self.experiment_id = experiment
 
-    def attach(self, run_ids: Sequence[str], timeout: float, warn: Callable[[str], None]) -> bool | None:
-        """Upload the report unless it is there already; whoever else is at it does so in our place.
+    def find(self) -> str | None:
+        """MLflow's id of the run as it is there now; None without one."""
+        return next((str(run.info.run_id) for run in self._there()), None)
+
+    def attach(self, run_ids: Sequence[str], timeout: float, warn: Callable[[str], None]) -> Attached | None:
+        """Bring the run up to date; whoever else is at it does so in our place.
 
         Args:
             run_ids: all runs of the sweep.
             timeout: seconds to wait for another process that does the same.
             warn: takes the one line that says that artifacts cannot be written.
 
-        Returns: whether it was uploaded; None where there is none, or nothing could be done.
+        Returns: None where there is nothing to show yet, or another process was at it.
         """
         from filelock import FileLock, Timeout
 
-        file = report_file(self.ledger.results, self.sweep)
-        if not file.is_file():
+        files = _files(self.ledger.results, self.sweep, self.study)
+        if not files and self.study is None:
             return None
         lock = self.ledger.results / "sweeps" / f".{self.sweep}.report.lock"
         try:
             with FileLock(lock).acquire(timeout=timeout), tempfile.TemporaryDirectory() as folder:
-                # A copy: the page may be written again meanwhile, and its name in the store is a fixed one.
-                copy = Path(shutil.copy2(file, Path(folder) / ARTIFACT))
-                return self._attach(copy, run_ids, warn)
+                # Copies: files may be written again meanwhile, and their names in the store are fixed ones.
+                copies = {name: Path(shutil.copy2(file, Path(folder) / name)) for name, file in files.items()}
+                return self._attach(copies, run_ids, warn)
         except Timeout:
             return None
 
-    def _attach(self, page: Path, run_ids: Sequence[str], warn: Callable[[str], None]) -> bool | None:
-        digest = _digest(page.read_bytes())
+    def _attach(
+        self, files: Mapping[str, Path], run_ids: Sequence[str], warn: Callable[[str], None]
+    ) -> Attached | None:
+        digests = {name: _digest(path) for name, path in files.items()}
         states = self.ledger.scan(run_ids)
-        start, end = _times(states, page)
-        run = self._run(start)
-        uploaded: bool = run.data.tags.get(DIGEST) != digest
-        if uploaded:
+        best = _best(self.ledger.results, self.sweep, self.study)
+        face = self._face(states, files.get(ARTIFACT), best)
+        if face is None:
+            return None
+        run = self._run(face)
+        changed = [name for name in files if run.data.tags.get(DIGESTS[name]) != digests[name]]
+        for name in changed:
             try:
-                self._upload(run.info, page)
+                self._upload(run.info, files[name])
             except Exception as error:
                 # Every kind of artifact store raises errors of its own, and none concerns the runs.
                 line = " ".join(str(error).split()) or type(error).__name__
-                warn(f"the report of {self.sweep} was not uploaded to MLflow: {line[:200]}")
-                return None
-        tags = {DIGEST: digest, **self._tags(states)}
+                what = "the report" if name == ARTIFACT else name
+                warn(f"{what} of {self.sweep} was not uploaded to MLflow: {line[:200]}")
+                return Attached(run.info.run_id, None)
+        tags = {**{DIGESTS[name]: digest for name, digest in digests.items()}, **self._tags(states)}
         for key, value in tags.items():
             if run.data.tags.get(key) != value:
                 self.client.set_tag(run.info.run_id, key, value)
-        if run.info.status != "FINISHED" or run.info.end_time != end:
+        end = face.end_ms
+        if end is not None and (run.info.status != "FINISHED" or run.info.end_time != end):
             self.client.set_terminated(run.info.run_id, status="FINISHED", end_time=end)
-        write_atomic(
-            _mark_file(self.ledger.results, self.sweep), _mark(self.experiment, self.uri, digest) + "\n"
-        )
-        return uploaded
+        mark = _mark(self.experiment, self.uri, digests, self.study, best)
+        write_atomic(_mark_file(self.ledger.results, self.sweep), mark + "\n")
+        return Attached(run.info.run_id, ARTIFACT in changed if ARTIFACT in files else None)
 
-    def _run(self, start: int) -> Any:
-        """The MLflow run that stands for the sweep."""
+    def _face(
+        self, states: Mapping[str, RunState], page: Path | None, best: Mapping[str, Any]
+    ) -> _Face | None:
+        """What the run shows; None for a study of which nothing has begun."""
+        times = _times(states)
+        if self.study is None:
+            assert page is not None
+            written = round(page.stat().st_mtime * 1000)
+            return _Face(*(times or (written, written)), {}, [])
+        # Not the earliest of all that have finished: it would change, and the run with it, as they do.
+        starts = (began(self.ledger.run_dir(run_id)) for run_id in states)
+        start = next((one for one in starts if one is not None), None)
+        if start is None:
+            return None
+        return _Face(start, times[1] if times else None, flat(self.study), _best_points(best, states))
+
+    def _run(self, face: _Face) -> Any:
+        """The MLflow run that stands for the sweep, made anew where it says what is true no more."""
+        found = None
+        for run in self._there():
+            if face.continues(run):
+                found = run
+                continue
+            self.client.delete_run(run.info.run_id)
+        if found is None:
+            tags = {"kind": "sweep", "sweep": self.sweep}
+            if self.study is not None:
+                tags["study_kind"] = str(self.study.get("kind", ""))
+            found = self.client.create_run(
+                self.experiment_id, start_time=face.start_ms, tags=tags,
+                run_name=f"{self.sweep} ({'report' if self.study is None else 'study'})",
+            )  # fmt: skip
+        self._log(found, face)
+        return found
+
+    def _there(self) -> list[Any]:
         # A sweep's name is of letters, digits, '.', '_' and '-' (sweeps.sweepfile.find_sweep).
         mine = f"tags.kind = 'sweep' and tags.sweep = '{self.sweep}'"
-        for run in self.client.search_runs([self.experiment_id], filter_string=mine, max_results=1):
-            if run.info.start_time == start:
-                return run
-            # A start cannot be changed in MLflow, and a store that is rebuilt has to say the same.
-            self.client.delete_run(run.info.run_id)
-        return self.client.create_run(
-            self.experiment_id, start_time=start, run_name=f"{self.sweep} (report)",
-            tags={"kind": "sweep", "sweep": self.sweep},
-        )  # fmt: skip
+        return list(self.client.search_runs([self.experiment_id], filter_string=mine, max_results=1))
+
+    def _log(self, run: Any, face: _Face) -> None:
+        for key, value in face.params.items():
+            if key not in run.data.params:
+                self.client.log_param(run.info.run_id, key, value)
+        for point in face.metrics:
+            if point.key not in run.data.metrics:
+                self.client.log_metric(run.info.run_id, point.key, point.value, point.time_ms, point.step)
 
     def _upload(self, info: Any, page: Path) -> None:
         place = urlparse(info.artifact_uri)
@@ -131,25 +225,74 @@ class Attachment:
     def _tags(self, states: Mapping[str, RunState]) -> dict[str, str]:
         """How the sweep stood."""
         counts = Counter(state.state for state in states.values())
-        return {"runs": str(len(states)), "done": str(counts["done"]), "failed": str(counts["failed"])}
+        tags = {"runs": str(len(states)), "done": str(counts["done"]), "failed": str(counts["failed"])}
+        return tags if self.study is None else {**tags, "pruned": str(counts["pruned"])}
 
 
-def _times(states: Mapping[str, RunState], page: Path) -> tuple[int, int]:
-    """When the first run began and the last one ended, ms; without any, the time of the page."""
+def _files(results: Path, sweep: str, study: Mapping[str, Any] | None) -> dict[str, Path]:
+    """What there is to upload, by its name in the store."""
+    files = {ARTIFACT: report_file(results, sweep)}
+    if study is not None:
+        files |= {name: search_folder(results, sweep) / name for name in DIGESTS if name != ARTIFACT}
+    return {name: path for name, path in files.items() if path.is_file()}
+
+
+def _best(results: Path, sweep: str, study: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The best of each cell, as the study has left it; none where that file is missing or damaged."""
+    try:
+        content = json.loads((search_folder(results, sweep) / BEST).read_bytes()) if study is not None else {}
+    except (OSError, ValueError):
+        # It is written again with the study's next result, and the trials themselves are all mirrored.
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _best_points(best: Mapping[str, Any], states: Mapping[str, RunState]) -> list[Point]:
+    """The best loss of each cell, with the time of the run that reached it; only what has a result counts."""
+    points: dict[str, Point] = {}
+    for label, entry in best.items():
+        state = states.get(str(entry.get("run_id"))) if isinstance(entry, dict) else None
+        loss = entry.get("val_loss") if isinstance(entry, dict) else None
+        if state is None or state.result is None:
+            continue
+        if not isinstance(loss, int | float) or isinstance(loss, bool) or not math.isfinite(loss):
+            continue
+        # What MLflow allows in a name; a slash would make a group of charts.
+        key = name = f"best_val_loss {re.sub(r'[^A-Za-z0-9_. -]', '_', label)}".strip()[:240]
+        number = 1
+        while key in points:
+            number += 1
+            key = f"{name} {number}"
+        ended = datetime.fromisoformat(state.result["finished"]).timestamp()
+        points[key] = Point(key, float(loss), round(ended * 1000), int(state.result["steps"]))
+    return list(points.values())
+
+
+def _times(states: Mapping[str, RunState]) -> tuple[int, int] | None:
+    """When the first run began and the last one ended, ms; None without any."""
     results = [state.result for state in states.values() if state.result is not None]
+    if not results:
+        return None
     ends = [datetime.fromisoformat(result["finished"]).timestamp() for result in results]
-    if not ends:
-        return (round(page.stat().st_mtime * 1000),) * 2
     starts = [end - float(result["seconds"]) for end, result in zip(ends, results, strict=True)]
     return round(min(starts) * 1000), round(max(ends) * 1000)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _mark(experiment: str, uri: str, digest: str) -> str:
-    return hashlib.sha256(json.dumps([experiment, uri, digest]).encode()).hexdigest()
+def _mark(
+    experiment: str,
+    uri: str,
+    digests: Mapping[str, str],
+    study: Mapping[str, Any] | None,
+    best: Mapping[str, Any],
+) -> str:
+    said: list[Any] = [experiment, uri, digests.get(ARTIFACT)]
+    if study is not None:
+        said += [dict(digests), study, best]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _mark_file(results: Path, sweep: str) -> Path:

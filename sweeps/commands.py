@@ -132,6 +132,8 @@ def _follow(ledger: Ledger, ids: list[str], files: dict[Path, str], sweep: str) 
     positions = {path: path.stat().st_size for path in files}
     look_at = time.monotonic() + QUEUE_SECONDS
     asked = stop_mark(ledger.results, sweep)
+    of_study = "study" in (read_record(ledger.results, sweep) or {})
+    over = {"done", "diverged", "failed", "corrupt", *(("pruned",) if of_study else ())}
     try:
         while True:
             # Asked before the files are read: what a run wrote last is shown.
@@ -148,7 +150,7 @@ def _follow(ledger: Ledger, ids: list[str], files: dict[Path, str], sweep: str) 
                         positions[path] = file.tell()
                     for line in text.splitlines():
                         print(f"{run_id} {line}" if len(ids) > 1 else line, flush=True)
-            if stopped or states <= {"done", "diverged", "failed", "corrupt"}:
+            if stopped or states <= over:
                 return
             if "running" not in states and time.monotonic() > look_at:
                 look_at = time.monotonic() + QUEUE_SECONDS
@@ -240,6 +242,8 @@ def sync(sweep: str, results: Path, uri: str | None, if_run: bool = False, named
     record = read_record(results, file.name)
     if record is None:
         overview = look(file, results)
+        if not overview.ids:
+            raise SweepError(f"{file.name} has not been searched in {results}; nothing to mirror")
         if overview.problems:
             raise SweepError(overview.problems[0])
         write_record(results, file.name, file.description, file.path, overview.ids)

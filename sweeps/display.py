@@ -23,7 +23,10 @@ from trainer.commandline import duration
 from trainer.errors import RunDirError
 
 LINE_SECONDS = 15.0
-COLOURS = {"done": "green", "failed": "red", "diverged": "yellow", "preempted": "cyan", "lost": "cyan"}
+COLOURS = {
+    "done": "green", "failed": "red", "diverged": "yellow", "preempted": "cyan", "lost": "cyan",
+    "pruned": "blue",
+}  # fmt: skip
 """Of states, wherever a person sees them."""
 
 
@@ -129,7 +132,7 @@ class TerminalView:
     def _ended(self, run: PlannedRun, event: dict[str, Any]) -> None:
         running = self.running.pop(run.id, None)
         state = event["state"]
-        if state in ("done", "diverged"):
+        if state in ("done", "diverged", "pruned"):
             self.finished += 1
             self._pending.pop(run.id, None)
         else:

@@ -2,7 +2,8 @@
 
 The first process claims runs, heartbeats and writes, exactly as a worker that trains alone; the others are
 told the run and go along.  When one process fails, all end: what they hold in common is beyond repair.  The
-job is then requeued, and goes on from the last checkpoint.
+job is then requeued, and goes on from the last checkpoint.  A request to prune a run is heeded by the first
+process, and by the others with it, as a stop is.
 """
 
 from __future__ import annotations
@@ -178,10 +179,10 @@ class _Leader:
 
     def _rest(self) -> tuple[str, dict[str, str]]:
         """What became of the runs that could not be claimed, and who holds which."""
-        states = self.worker.ledger.scan(run_id for run_id, _ in self.session.runs)
+        states = self.worker.ledger.scan(self.session.known)
         owners = {run_id: str(state.owner) for run_id, state in states.items() if state.state == "running"}
         # These are free, but too long for the time that is left.
-        if any(state.state in ("new", "preempted") for state in states.values()):
+        if any(state.state in self.session.resumable for state in states.values()):
             return "late", owners
         return ("elsewhere" if owners else "finished"), owners
 

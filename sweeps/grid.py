@@ -23,7 +23,7 @@ class Point(NamedTuple):
     chosen: Assignment
     """Dotted key -> value, as axes and zips choose them."""
     partial: Partial
-    """The partial RunConfig, overrides not yet applied."""
+    """The partial RunConfig."""
 
     def label(self, source: str) -> str:
         """What error messages call the point: "lowrank.toml: preset=cpu-xs structure=lowrank-63"."""
@@ -36,6 +36,16 @@ def expand(sweep: Sweep) -> list[RunConfig]:
 
     Raises SweepError (the file) or ConfigError (a grid point), in one line.
     """
+    resolver = Resolver()
+    configs = [resolver.config(point.partial, bind(point.label, sweep.source)) for point in points(sweep)]
+    return list(dict.fromkeys(configs))
+
+
+def points(sweep: Sweep) -> list[Point]:
+    """The grid points of a sweep that are not excluded, with its overrides applied, before they become runs.
+
+    Raises SweepError, in one line, where the file makes no sense.
+    """
     excludes = [
         Rule(f"exclude {n}", flatten(table), sweep.source) for n, table in enumerate(sweep.exclude, 1)
     ]
@@ -43,21 +53,21 @@ def expand(sweep: Sweep) -> list[RunConfig]:
         (Rule(f"override {n}", flatten(entry.when), sweep.source), _changes(entry.set, n, sweep.source))
         for n, entry in enumerate(sweep.override, 1)
     ]
-    points = _points(sweep)
-    kept = [point for point in points if not any([rule.matches(point.partial) for rule in excludes])]
-    resolver, configs = Resolver(), []
+    everything = _points(sweep)
+    kept = [point for point in everything if not any([rule.matches(point.partial) for rule in excludes])]
+    changed = []
     for point in kept:
         partial = point.partial
         for rule, changes in overrides:
             if rule.matches(point.partial):
                 for key, value in changes.items():
-                    partial = _assign(partial, key, value)
-        configs.append(resolver.config(partial, bind(point.label, sweep.source)))
+                    partial = assign(partial, key, value)
+        changed.append(Point(point.chosen, partial))
     for rule in [*excludes, *(rule for rule, _ in overrides)]:
-        rule.refuse_if_idle([point.partial for point in (points if rule in excludes else kept)])
-    if not configs:
+        rule.refuse_if_idle([point.partial for point in (everything if rule in excludes else kept)])
+    if not changed:
         raise SweepError(f"{sweep.source}: every grid point is excluded; drop or narrow an [[exclude]]")
-    return list(dict.fromkeys(configs))
+    return changed
 
 
 def _points(sweep: Sweep) -> list[Point]:
@@ -71,7 +81,7 @@ def _points(sweep: Sweep) -> list[Point]:
 def _with(point: Point, assignment: Assignment) -> Point:
     partial = point.partial
     for key, value in assignment.items():
-        partial = _assign(partial, key, value)
+        partial = assign(partial, key, value)
     return Point({**point.chosen, **assignment}, partial)
 
 
@@ -150,7 +160,7 @@ def _changes(table: Mapping[str, Any], n: int, source: str) -> Assignment:
     return {normal_key(key): value for key, value in changes.items()}
 
 
-def _assign(partial: Partial, key: str, value: Any) -> Partial:
+def assign(partial: Partial, key: str, value: Any) -> Partial:
     """A copy of `partial` with a dotted key set; one amount of a budget replaces another."""
     nested: Any = value
     for part in reversed(key.split(".")):

@@ -81,10 +81,11 @@ class Share:
     def open_runs(self) -> list[str]:
         """Runs that still have to be trained, by this job or by others that are at it."""
         states = self.ledger.scan(self.run_ids)
+        resumable = read_session(self.submission.path / SESSION).resumable
         return [
             run_id
             for run_id, state in states.items()
-            if state.state in ("new", "preempted", "running")
+            if state.state in (*resumable, "running")
             or (state.state == "failed" and state.failures < MAX_ATTEMPTS)
         ]
 

@@ -35,7 +35,7 @@ LOG = "worker.log"
 MAX_ATTEMPTS = 2
 """A run that failed so often is left alone until `retry`."""
 
-STATES = ("new", "running", "preempted", "done", "diverged", "failed", "corrupt")
+STATES = ("new", "running", "preempted", "pruned", "done", "diverged", "failed", "corrupt")
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class RunState:
     owner: str | None = None
     """host:pid of the live lease's holder."""
     message: str | None = None
-    """Why it failed, or what is corrupt and how to mend it."""
+    """Why it failed or was pruned, or what is corrupt and how to mend it."""
 
 
 class Ledger:
@@ -131,8 +131,9 @@ class Ledger:
         if state.state == "preempted" and state.failures >= MAX_ATTEMPTS:
             # It crashed, and each time another worker took it over before its launcher could say so.
             state.state = "failed"
-        if state.state == "failed":
-            state.message = str(status.get("message") or failures.get("message") or "") or None
+        if state.state in ("failed", "pruned"):
+            told = failures.get("message") if state.state == "failed" else None
+            state.message = str(status.get("message") or told or "") or None
         return state
 
     def other_results(self, known: Iterable[str], limit: int) -> Iterator[dict[str, Any]]:
@@ -235,7 +236,7 @@ class Ledger:
             self.forget_failures(run_id)
             self.set_state(run_id, "preempted")
             return f"{run_id}: {word} result moved to {moved.name}"
-        if state.state == "failed" or state.failures:
+        if state.state == "failed" or (state.failures and state.state != "pruned"):
             self.forget_failures(run_id)
             self.set_state(run_id, "preempted" if newest_checkpoint(folder) is not None else "new")
             return f"{run_id}: {state.failures} failed attempts forgotten"

@@ -1,7 +1,8 @@
 """The local executor: a bounded number of workers on this machine, kept busy until nothing is left to train.
 
 Workers claim runs by themselves; the launcher starts and restarts them, tells what they do, passes on a
-request to stop, and notices when a run took its worker down.
+request to stop, and notices when a run took its worker down.  Where the session has a feed, runs may be added
+while workers train, and nothing ends before the feed is closed.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from sweeps.feed import FeedWriter
 from sweeps.layout import Layout
 from sweeps.lease import Lease
 from sweeps.ledger import LOG, Ledger
 from sweeps.session import Session, write_session
-from sweeps.slot import Slot
+from sweeps.slot import Slot, wait_for_news
+from trainer.config import RunConfig
 from trainer.errors import RunDirError
 from trainer.rundir import io_errors
 
 TICK_SECONDS = 0.25
 SCAN_SECONDS = 2.0
+FED_SCAN_SECONDS = 0.5
+"""The same while a feed is open, when only the few runs under way are looked at."""
 MAX_IDLE_CRASHES = 3
 LOG_TAIL_BYTES = 2000
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -75,7 +80,9 @@ class LocalQueue:
         self.command, self.patience, self.grace = command, patience, grace
         self.logs = logs or Path(session.results) / "logs"
         self.ledger = Ledger(Path(session.results))
+        assert session.feed is None or session.deadline is None, "a feed has no deadline"
         self.left = {run_id for run_id, _ in session.runs}
+        """Runs that are not over; up to date when `view` hears of a run's end."""
         self.asked = 0
         self.signal: str | None = None
         self.aborted: str | None = None
@@ -87,16 +94,51 @@ class LocalQueue:
         self._owners: dict[str, str] = {}
         self._late = False
         self._waiting_since: float | None = None
+        self._added = set(self.left)
+        self._feed: FeedWriter | None = None
+        self._closed = session.feed is None
+
+    def add(self, run_id: str, config: RunConfig) -> None:
+        """Add a run to a session with a feed: before `run`, or from a view that `run` calls.
+
+        A waiting worker begins it at once.  A run whose `result.json` is there, or that another launcher
+        finishes, leaves `left` without an event.  One that is known changes nothing, and one that comes while
+        the queue is ending (a stop, an abort) is not begun any more and stays in `left`.
+        """
+        ending = self.asked or self.aborted is not None
+        assert not self._closed or ending, "a run after the end of its feed"
+        if run_id in self._added:
+            return
+        self._added.add(run_id)
+        self.left.add(run_id)
+        if not self._closed:
+            self._writer().add(run_id, config)
+            self._scanned = 0.0
+
+    def close_feed(self) -> None:
+        """Say that no run follows: `run` returns once all that were added are over.  Again: nothing."""
+        if not self._closed:
+            self._writer().close()
+            self._closed = True
+            self._scanned = 0.0
+
+    def _writer(self) -> FeedWriter:
+        assert self.session.feed is not None
+        self._feed = self._feed or FeedWriter(Path(self.session.feed))
+        return self._feed
 
     def run(self) -> str:
-        """Train; how it ended.  `aborted` holds the line of what no run survives.
+        """Train until nothing is left and the feed, if there is one, is closed; how it ended.
 
+        `aborted` holds the line of what no run survives.
         `no_device` is set where that is a GPU which workers cannot see.
 
         Returns: "finished"; "interrupted" by a signal; "cancelled"; "late", where the deadline forbids to
         begin what is left; "elsewhere", where others hold it and patience has ended.
         """
         path = write_session(self.session)
+        if not self._closed:
+            self._writer()
         with io_errors(self.logs):
             self.logs.mkdir(parents=True, exist_ok=True)
         for number, environment in enumerate(self.layout.environments):
@@ -111,8 +153,19 @@ class LocalQueue:
                 signal.signal(number, handler)
             for slot in self._slots:
                 slot.kill()
-            path.unlink(missing_ok=True)
+            self._remove_files(path)
         return self._outcome()
+
+    def _remove_files(self, session: Path) -> None:
+        session.unlink(missing_ok=True)
+        self._remove_feed()
+
+    def _remove_feed(self) -> None:
+        """Have workers that wait for more end, even where the disk takes no word to them."""
+        self._closed = True
+        if self._feed is not None:
+            self._feed.drop()
+            self._feed.path.unlink(missing_ok=True)
 
     def _outcome(self) -> str:
         if self.asked:
@@ -134,18 +187,25 @@ class LocalQueue:
             self.view.say(f"workers did not stop within {self.grace:.0f} s")
             self.asked = 2
         self._pass_on()
+        wait_for_news(self._slots, TICK_SECONDS)
         for slot in self._slots:
-            for event in slot.events(TICK_SECONDS / len(self._slots)):
+            for event in slot.events():
                 self._event(slot, event)
             if (code := slot.ended()) is not None:
                 self._ended(slot, code)
+        if self.aborted is not None:
+            self._remove_feed()
         self._start_workers()
         self.view.tick()
 
     def _over(self) -> bool:
         if any(slot.running for slot in self._slots):
             return False
-        if self.asked or self.aborted is not None or self._late or not self.left:
+        if self.asked or self.aborted is not None or self._late:
+            return True
+        if not self._closed:
+            return False
+        if not self.left:
             return True
         return self._waiting_since is not None and time.monotonic() - self._waiting_since > self.patience
 
@@ -170,12 +230,13 @@ class LocalQueue:
         idle = [slot for slot in self._slots if not slot.running and slot.idle_crashes < MAX_IDLE_CRASHES]
         if self.asked or self.aborted is not None:
             return
-        if not idle:
-            if not any(slot.running for slot in self._slots):
-                log = self._slots[0].log
-                self.aborted = f"workers end before they train anything; their output is in {log}"
+        if not idle and not any(slot.running for slot in self._slots):
+            log = self._slots[0].log
+            self.aborted = f"workers end before they train anything; their output is in {log}"
+        if not idle and self._closed:
             return
-        if time.monotonic() - self._scanned < SCAN_SECONDS:
+        pause = SCAN_SECONDS if self._closed else min(SCAN_SECONDS, FED_SCAN_SECONDS)
+        if time.monotonic() - self._scanned < pause:
             return
         self._scanned = time.monotonic()
         free = self._free()
@@ -197,18 +258,21 @@ class LocalQueue:
         for run_id, state in self.ledger.scan(self.left).items():
             if state.state in ("done", "diverged", "corrupt"):
                 self.left.discard(run_id)
+            elif state.state == "pruned" and session.prunes:
+                self.left.discard(run_id)
             elif state.state == "running":
                 if run_id not in mine and state.owner is not None:
                     self._owners[run_id] = state.owner
-            elif state.state == "failed" and self.ledger.gives_up(
-                run_id, session.session, session.max_attempts
-            ):
+            elif state.state == "failed" and self._given_up(run_id):
                 self.left.discard(run_id)
             elif run_id not in mine:
                 free.append(run_id)
         fitting = [run_id for run_id in free if session.fits(run_id)]
         self._late = bool(free) and not fitting
         return fitting
+
+    def _given_up(self, run_id: str) -> bool:
+        return self.ledger.gives_up(run_id, self.session.session, self.session.max_attempts)
 
     def _event(self, slot: Slot, event: dict[str, Any]) -> None:
         kind, run_id = event["event"], event.get("run")
@@ -221,7 +285,8 @@ class LocalQueue:
             slot.run, slot.idle_crashes = run_id, 0
         elif kind == "end":
             slot.run = None
-            if event["state"] in ("done", "diverged"):
+            over = event["state"] in ("done", "diverged", "pruned")
+            if over or (event["state"] == "failed" and self._given_up(str(run_id))):
                 self.left.discard(run_id)
         self.view.event(str(run_id), event)
 
@@ -241,6 +306,8 @@ class LocalQueue:
             self._record_crash(run_id, line)
         except RunDirError as error:
             self.aborted = str(error)
+        if self._given_up(run_id):
+            self.left.discard(run_id)
         self.view.event(run_id, {"event": "end", "run": run_id, "state": "failed", "message": line})
         self._scanned = 0.0
 

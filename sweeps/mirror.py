@@ -1,9 +1,10 @@
 """The MLflow mirror: copies the ledger into a tracking store, from which nothing is ever read back.
 
-One experiment a sweep, one MLflow run a run id, and one for the sweep's report (sweeps.attach).  Everything
-is derived from the run folders, so that a deleted store is rebuilt identically: metric lines carry their own
-times, and a line is sent only once it can no longer be taken back (it is older than the newest checkpoint, or
-its run is finished).  The only module that imports mlflow.
+One experiment a sweep, one MLflow run a run id, and one that stands for the sweep (sweeps.attach), below
+which the trials of a study nest.  Everything is derived from the run folders, so that a deleted store is
+rebuilt identically: metric lines carry their own times, and a line is sent only once it can no longer be
+taken back (it is older than the newest checkpoint, or its run is finished).  The only module that imports
+mlflow.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass
 
-from sweeps.attach import Attachment
+from sweeps.attach import PARENT, SweepRun
 from sweeps.errors import MirrorError, SweepError
 from sweeps.ledger import Ledger
 from sweeps.mirrored import default_uri, sqlite_file, write_mark
@@ -94,12 +95,19 @@ def sync(
                 database.parent.mkdir(parents=True, exist_ok=True)
                 lock = FileLock(database.with_name(f".{database.name}.lock"))
                 held.enter_context(lock.acquire(timeout=timeout))
-            store = _Store(uri, results, experiment, sweep)
+            store, study = _Store(uri, results, experiment, sweep), record.get("study")
+            whole = SweepRun(store.client, uri, (experiment, store.experiment), store.ledger, sweep, study)
+            attached = None
+            if study is not None:
+                # First, since its trials have to name it.
+                attached = whole.attach(run_ids, timeout, warn) if only is None else None
+                parent = attached.run if attached is not None else whole.find()
+                store.nest = {PARENT: parent} if parent is not None else {}
             counts = store.sync(run_ids, timeout)
-            if only is None:
-                report = Attachment(store.client, uri, (experiment, store.experiment), store.ledger, sweep)
-                uploaded = report.attach(run_ids, timeout, warn)
-                counts |= {} if uploaded is None else {"report": int(uploaded)}
+            if study is None and only is None:
+                attached = whole.attach(run_ids, timeout, warn)
+            if attached is not None and attached.report is not None:
+                counts["report"] = int(attached.report)
         if only is None and not counts["busy"]:
             write_mark(Ledger(results), run_ids, sweep, experiment, uri)
         return counts
@@ -120,6 +128,8 @@ class _Store:
         from mlflow.tracking import MlflowClient
 
         self.ledger, self.sweep = Ledger(results), sweep
+        self.nest: dict[str, str] = {}
+        """The tag that nests each run below the one that stands for its study; empty where none does."""
         database = sqlite_file(uri)
         if database is not None and not database.exists():
             _create_database(database)
@@ -157,7 +167,9 @@ class _Store:
         counts = {"created": 0, "updated": 0, "unchanged": 0, "busy": 0}
         for run_id in run_ids:
             run, state = there.get(run_id), self.ledger.state(run_id)
-            if run is not None and state.result and seal(state.result) == run.data.tags.get(SEALED):
+            tags = run.data.tags if run is not None else {}
+            sealed = state.result and seal(state.result) == tags.get(SEALED)
+            if sealed and self.nest.items() <= tags.items():
                 counts["unchanged"] += 1
             elif self.ledger.run_dir(run_id).is_dir():
                 try:
@@ -210,7 +222,13 @@ class _Store:
         self._log_points(name, [point for line in shot.lines[sent:] for point in line])
         self._log_points(name, shot.final)
         self._log_tags(
-            name, {**shot.tags, SENT: str(len(shot.lines)), SENT_DIGEST: shot.digest(len(shot.lines))}
+            name,
+            {
+                **shot.tags,
+                **self.nest,
+                SENT: str(len(shot.lines)),
+                SENT_DIGEST: shot.digest(len(shot.lines)),
+            },
         )
         if shot.end_ms is not None:
             self.client.set_terminated(name, status=shot.status, end_time=shot.end_ms)
@@ -233,7 +251,7 @@ class _Store:
         return same_start and same_params and known and not replaced
 
     def _equal(self, shot: Snapshot, run: Any) -> bool:
-        tags = {**shot.tags, SENT: str(len(shot.lines))}
+        tags = {**shot.tags, **self.nest, SENT: str(len(shot.lines))}
         return (
             tags.items() <= run.data.tags.items()
             and run.info.status == shot.status

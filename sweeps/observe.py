@@ -45,7 +45,7 @@ class Seen:
     started: float | None = None
     """When the attempt began (epoch), by the worker's clock."""
     message: str | None = None
-    """One line: why it failed, diverged, is corrupt or stale; of a running one: what is odd about it."""
+    """One line: why it failed, diverged, was pruned, is corrupt or stale; what is odd about a running one."""
     result: dict[str, Any] | None = None
     """The verified result."""
     retries: bool = False
@@ -110,10 +110,13 @@ class Observer:
         step, state = raw.step, raw.state
         if state == "running":
             return self._running(run_id, raw, None)
-        if state in ("new", "preempted"):
+        if state in ("new", "preempted", "pruned"):
             lease = read_lease(folder)
             if lease is not None and self._beats_on(run_id, lease):
                 return self._running(run_id, raw, lease)
+            if state == "pruned":
+                # Whoever pruned it said so before it went; nobody is waited for.
+                return Seen(state, step=raw.checkpoint or 0, message=raw.message)
             state, step = STALE if lease is not None else state, raw.checkpoint or 0
             return Seen(state, step=step, message=_stale_line(lease) if lease is not None else None)
         message = raw.message

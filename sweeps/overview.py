@@ -61,10 +61,19 @@ def look(sweep: Sweep, results: Path) -> Overview:
     gc.freeze()
     gc.disable()
     try:
-        configs = expand(sweep)
-        return _look(sweep, configs, results)
+        return _look(sweep, configs_of(sweep, results), results)
     finally:
         gc.enable()
+
+
+def configs_of(sweep: Sweep, results: Path) -> list[RunConfig]:
+    """The runs of a sweep: its grid, or, of a study, those that it has asked for in this results folder."""
+    if type(sweep) is Sweep:
+        return expand(sweep)
+    from sweeps.search.triallog import folder_of, read_log
+
+    asked = (line for line in read_log(folder_of(results, sweep.name)) if not line.warm)
+    return list(dict.fromkeys(line.run_config for line in asked))
 
 
 def _look(sweep: Sweep, configs: list[RunConfig], results: Path) -> Overview:

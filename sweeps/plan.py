@@ -168,7 +168,7 @@ class _ModelFacts:
 def _action(state: RunState, max_attempts: int) -> str:
     if state.state == "failed":
         return "retry" if state.failures < max_attempts else "failed"
-    if state.state == "preempted":
+    if state.state in ("preempted", "pruned"):
         return "resume" if state.checkpoint is not None else "retry"
     return state.state
 

@@ -86,10 +86,14 @@ class Roster:
         ids: run ids, in grid order.
         file: the sweep file, read once cards or prices are asked for.
         mark: time of the record that this comes from; None without one.
+        study: whether its runs were proposed one after the other, so that only its record tells which.
     """
 
-    def __init__(self, name: str, argument: str, ids: list[str], file: Path, mark: int | None) -> None:
+    def __init__(
+        self, name: str, argument: str, ids: list[str], file: Path, mark: int | None, study: bool = False
+    ) -> None:
         self.name, self.argument, self.ids, self.file, self.mark = name, argument, ids, file, mark
+        self.study = study
         self.cards: dict[str, Card] = {}
         self.slots = 1
         self._sweep: Sweep | None = None
@@ -97,9 +101,14 @@ class Roster:
         self._prices: Prices | None = None
         self._seconds: dict[str, float] = {}
 
+    @property
+    def command(self) -> str:
+        """What goes on with it."""
+        return f"python -m sweeps {'search' if self.study else 'run'} {self.argument}"
+
     def expand(self) -> None:
         """Fill the cards from the sweep file, once; SweepError or TrainerError where that cannot be done."""
-        if self._expanded:
+        if self._expanded or self.study:
             return
         self._expanded = True
         sweep = read_sweep(self.file)
@@ -153,8 +162,9 @@ def recorded_roster(results: Path, name: str) -> Roster | None:
         return None
     if record is None:
         return None
-    file = Path(record["file"])
-    return Roster(name, name if file.parent == CONFIGS else str(file), record["run_ids"], file, mark)
+    file, study = Path(record["file"]), "study" in record
+    known = file.parent in (CONFIGS, CONFIGS / "search")
+    return Roster(name, name if known else str(file), record["run_ids"], file, mark, study)
 
 
 def asked_roster(results: Path, written: str) -> Roster:

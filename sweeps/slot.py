@@ -31,6 +31,13 @@ class Slot:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: int | None = None
         self._buffer = b""
+        self._eof = False
+
+    @property
+    def pipe(self) -> int | None:
+        """Descriptor that is readable once the worker has told something or has ended; None without one."""
+        # A pipe that has ended is always readable, and the process may take a while to end as well.
+        return None if self._eof else self._pipe
 
     @property
     def running(self) -> bool:
@@ -58,16 +65,16 @@ class Slot:
         finally:
             os.close(writer)
         os.set_blocking(reader, False)
-        self._pipe, self._buffer, self.run = reader, b"", None
+        self._pipe, self._buffer, self._eof, self.run = reader, b"", False, None
 
-    def events(self, timeout: float) -> Iterator[dict[str, Any]]:
-        """What the worker reported, waiting up to `timeout` seconds for something to come."""
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What the worker has reported since the last time."""
         if self._pipe is None:
-            select.select([], [], [], timeout)
             return
-        if select.select([self._pipe], [], [], timeout)[0]:
-            while chunk := self._read():
-                self._buffer += chunk
+        if select.select([self._pipe], [], [], 0)[0]:
+            self._eof = not self._fill()
+            while self._fill():
+                continue
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
             yield json.loads(line)
@@ -112,3 +119,8 @@ class Slot:
         if self._pipe is not None:
             os.close(self._pipe)
         self._process, self._pipe = None, None
+
+
+def wait_for_news(slots: Sequence[Slot], seconds: float) -> None:
+    """Wait until one of the workers has told something or has ended, or some seconds have passed."""
+    select.select([slot.pipe for slot in slots if slot.pipe is not None], [], [], seconds)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sweeps.ledger import Ledger, RunState, newest_checkpoint
@@ -19,7 +20,7 @@ MAX_LINES = 400
 """Most metric lines of a run that are mirrored; a curve needs no more."""
 STATUS = {
     "done": "FINISHED", "diverged": "FAILED", "failed": "FAILED",
-    "preempted": "KILLED", "running": "RUNNING",
+    "preempted": "KILLED", "pruned": "KILLED", "running": "RUNNING",
 }  # fmt: skip
 FINAL = (
     "val_loss", "val_loss_se", "val_bits_per_byte", "entropy_rate", "params", "params_non_embedding",
@@ -75,7 +76,7 @@ def snapshot(ledger: Ledger, run_id: str, state: RunState, sweep: str) -> Snapsh
     folder = ledger.run_dir(run_id)
     content = read_json(folder / CONFIG)
     checkpoint = newest_checkpoint(folder) if state.result is None else None
-    unsure = state.state in ("running", "preempted") and checkpoint is None
+    unsure = state.state in ("running", "preempted", "pruned") and checkpoint is None
     if state.state in ("new", "corrupt") or unsure or content is None:
         return None
     metrics, status = read_metrics(folder), read_status(folder)
@@ -90,7 +91,7 @@ def snapshot(ledger: Ledger, run_id: str, state: RunState, sweep: str) -> Snapsh
         name=" ".join(
             filter(None, [*run_labels(config).values(), config.guide.label, f"seed {config.seed}"])
         ),
-        params=_flat(config.model_dump(mode="json")),
+        params=flat(config.model_dump(mode="json")),
         lines=lines,
         final=_final(state.result, lines) if state.result is not None else [],
         tags=_tags(run_id, sweep, config, state, read_json(folder / ENV) or {}),
@@ -104,6 +105,11 @@ def snapshot(ledger: Ledger, run_id: str, state: RunState, sweep: str) -> Snapsh
 def seal(result: Mapping[str, Any]) -> str:
     """Names a result by its content."""
     return str(result["sha256"])[:16]
+
+
+def began(folder: Path) -> int | None:
+    """When a run began to train, ms; None where it has not."""
+    return _start(read_metrics(folder), read_status(folder))
 
 
 def _start(metrics: list[dict[str, Any]], status: Mapping[str, Any]) -> int | None:
@@ -172,15 +178,16 @@ def _tags(
     return {key: str(value) for key, value in tags.items() if value is not None}
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested table as MLflow's parameters: dotted keys, values as text."""
+    found: dict[str, str] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value)
-            flat[f"{prefix}{key}"] = text[:6000]
-    return flat
+            found[f"{prefix}{key}"] = text[:6000]
+    return found
 
 
 def _is_number(value: Any) -> bool:

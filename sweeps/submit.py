@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from sweeps import slurm
 from sweeps.background import mirror_of
@@ -17,10 +18,10 @@ from sweeps.layout import Layout, plan_layout
 from sweeps.ledger import MAX_ATTEMPTS, Ledger
 from sweeps.overview import Overview
 from sweeps.packing import Array, PackedRun, pack
-from sweeps.plan import OPEN_ACTIONS, Plan
+from sweeps.plan import OPEN_ACTIONS, Plan, PlannedRun
 from sweeps.price import Setting, run_bytes
 from sweeps.queued import Queued, look_up
-from sweeps.session import new_session, write_record
+from sweeps.session import Session, new_session, write_record
 from sweeps.source import Source, current_source, keep_source
 from sweeps.submission import Record, Submission, new_submission, write_submission
 from sweeps.submission import write_record as note
@@ -139,6 +140,8 @@ def submit(
     mirror: bool = True,
     then: bool = False,
     dry_run: bool = False,
+    study: Mapping[str, Any] | None = None,
+    prunes: bool = False,
 ) -> Ending:
     """Queue the runs of a plan that no live job covers.
 
@@ -149,6 +152,8 @@ def submit(
         mirror: whether jobs mirror their runs where the store is a server.
         then: whether a fit and figures are queued behind them.
         dry_run: print the scripts and queue nothing.
+        study: what the record says of a study, of which these are trials.
+        prunes: whether runs may be pruned, and are then over.
 
     Raises SweepError or TrainerError where the user has to mend something first.
     """
@@ -170,11 +175,7 @@ def submit(
     then = then and (bool(todo) or not queued.others)
     if not (todo or then):
         return Ending(EXIT_DONE, _nothing(plan, queued))
-    config_of = dict(zip(overview.ids, overview.configs, strict=True))
-    session = new_session(
-        sweep.name, results, {}, [(run.id, config_of[run.id]) for run in todo], MAX_ATTEMPTS,
-        {run.id: run.seconds for run in todo},
-    )  # fmt: skip
+    session = _session(overview, todo, prunes)
     source = current_source(results)
 
     def prepared(arrays: Sequence[Array]) -> Submission:
@@ -192,8 +193,8 @@ def submit(
         return Ending(EXIT_DONE, "\n".join([*texts, "nothing was queued"]))
     if follow is not None:
         follow.batch(submission, []).test()
-    write_record(results, sweep.name, sweep.description, sweep.path, overview.ids)
-    prepare_corpora([config_of[run.id] for run in todo], results)
+    write_record(results, sweep.name, sweep.description, sweep.path, overview.ids, study)
+    prepare_corpora([session.config(run.id) for run in todo], results)
     keep_source(source)
     write_submission(submission, session)
     record = _queue(submission, batches, follow)
@@ -202,6 +203,14 @@ def submit(
     if not todo:
         return Ending(EXIT_DONE, f"{_nothing(plan, queued)}\nthen: fit and figures in job {record.then}")
     return Ending(EXIT_DONE, _said(submission, record, len(todo), source, time.monotonic() - began))
+
+
+def _session(overview: Overview, runs: Sequence[PlannedRun], prunes: bool) -> Session:
+    config_of = dict(zip(overview.ids, overview.configs, strict=True))
+    pairs = [(run.id, config_of[run.id]) for run in runs]
+    seconds = {run.id: run.seconds for run in runs}
+    results = overview.ledger.results
+    return new_session(overview.sweep.name, results, {}, pairs, MAX_ATTEMPTS, seconds, prunes=prunes)
 
 
 def _packed(

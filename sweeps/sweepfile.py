@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -28,6 +28,7 @@ from trainer.messages import nearest, validation_line
 from trainer.presets import Partial, load_toml
 
 CONFIGS = Path(__file__).parent / "configs"
+S = TypeVar("S", bound="Sweep")
 
 
 class _Table(BaseModel):
@@ -135,6 +136,8 @@ def find_sweep(written: str) -> Path:
             )
         return path
     path = CONFIGS / f"{written}.toml"
+    if not path.is_file() and (study := CONFIGS / "search" / f"{written}.toml").is_file():
+        return study
     if not path.is_file():
         names = [path.stem for path in sweep_files()]
         raise SweepError(
@@ -149,16 +152,26 @@ def sweep_files() -> list[Path]:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a sweep file; one line says what in it cannot be understood."""
-    return parse_sweep(load_toml(path), path)
+    """Read a sweep file, or one of a study; one line says what in it cannot be understood."""
+    content = load_toml(path)
+    if "space" in content:
+        from sweeps.search.studyfile import read_study
+
+        return read_study(path)
+    return parse_sweep(content, path)
 
 
 def parse_sweep(content: Mapping[str, Any], path: Path) -> Sweep:
     """Build a Sweep from the content of the file at `path`."""
+    return parse_as(Sweep, content, path)
+
+
+def parse_as(kind: type[S], content: Mapping[str, Any], path: Path) -> S:
+    """Build a Sweep, or what extends one, from the content of the file at `path`."""
     try:
-        sweep = Sweep.model_validate(dict(content))
+        sweep = kind.model_validate(dict(content))
     except ValidationError as error:
-        raise SweepError(validation_line(error, Sweep, path.name)) from None
+        raise SweepError(validation_line(error, kind, path.name)) from None
     if sweep.slurm is not None:
         validated(sweep.slurm, f"{path.name}: slurm")
     sweep._name, sweep._path = path.stem, path

@@ -23,12 +23,13 @@ from sweeps.roster import Card, Roster, asked_roster, card_in, record_time, reco
 from sweeps.session import recorded_sweeps
 from sweeps.text import plural
 from trainer.commandline import duration
+from trainer.errors import TrainerError
 
 OPEN = frozenset({"new", "preempted", STALE})
-"""States of runs that the next worker takes."""
+"""States of runs that the next worker takes, whatever it works for (see Watch._open)."""
 TROUBLE = ("failed", "corrupt", "diverged", STALE, "running")
 """States that need a person, in the order of their urgency; of a running one, that something is odd."""
-ORDER = ("done", "running", "failed", "diverged", "corrupt", STALE, "new", "preempted")
+ORDER = ("done", "running", "failed", "diverged", "corrupt", STALE, "new", "preempted", "pruned")
 """How counts are told: what a narrow terminal cuts off is the least of it."""
 RETRY_SECONDS = 5.0
 """So long after a failure a launcher may still be about to try the run again."""
@@ -137,6 +138,7 @@ class Watch:
         self._at_once: list[int] = []
         self._trained: set[str] = set()
         self._quiet_since: float | None = None
+        self._resumed: set[str] = set()
 
     def look(self) -> View:
         """How everything stands now."""
@@ -161,19 +163,25 @@ class Watch:
                 continue
             if (roster := recorded_roster(self.results, name)) is not None:
                 self.rosters[name] = roster
+        self._resumed = {r for one in self.rosters.values() if not one.study for r in one.ids}
 
     def _shown(self, roster: Roster, now: Mapping[str, Seen]) -> bool:
         if self.asked or roster.name in self._trained:
             return True
-        return any(now[run_id].state == "running" or now[run_id].state in OPEN for run_id in roster.ids)
+        return any(now[run_id].state == "running" or self._open(run_id, now) for run_id in roster.ids)
+
+    def _open(self, run_id: str, now: Mapping[str, Seen]) -> bool:
+        """Whether the next worker takes a run.  A pruned one is over in its study, and nowhere else."""
+        state = now[run_id].state
+        return state in OPEN or (state == "pruned" and run_id in self._resumed)
 
     def _inform(self, roster: Roster, now: Mapping[str, Seen]) -> None:
         """Have the names of a sweep's runs, and where some are ahead their prices."""
         try:
             roster.expand()
-            if any(now[run_id].state == "running" or now[run_id].state in OPEN for run_id in roster.ids):
+            if any(now[run_id].state == "running" or self._open(run_id, now) for run_id in roster.ids):
                 roster.price({run_id: now[run_id].result for run_id in roster.ids}, self.ledger)
-        except (SweepError, *MISREAD):
+        except (SweepError, TrainerError, *MISREAD):
             # Its file is gone or has changed; its record tells the runs, and their folders the rest.
             return
 
@@ -214,7 +222,7 @@ class Watch:
         share |= {run_id: self._left_share(run_id, now[run_id]) for run_id in running}
         pace = self._pace(now, running, share)
         left = {run_id: self._left(run_id, now[run_id], share[run_id], pace) for run_id in running}
-        waits = dict.fromkeys(run_id for r in live for run_id in r.ids if states[run_id] in OPEN)
+        waits = dict.fromkeys(run_id for r in live for run_id in r.ids if self._open(run_id, now))
         wait = {run_id: self._left(run_id, now[run_id], share[run_id], pace) for run_id in waits}
         slots = max(self._at_once) or sum(roster.slots for roster in live[:1]) or 1
         every = [*left.values(), *wait.values()]
@@ -222,7 +230,7 @@ class Watch:
         seconds = wall_seconds(known, slots) if len(known) == len(every) else None
         others = [roster for roster in self.rosters.values() if roster not in live]
         mine = [r for r in self.rosters.values() if not self._trained or r.name in self._trained]
-        over = not running and self._nothing_left([now[run_id] for r in mine for run_id in r.ids])
+        over = not running and self._nothing_left({run_id for r in mine for run_id in r.ids}, now)
         return View(
             time=time.time(),
             sweeps=[self._part(roster, now, share) for roster in live],
@@ -242,12 +250,12 @@ class Watch:
             done=all(state == "done" for state in states.values()),
             said=f"nothing is left to do: {counted(_counts(now[run_id] for r in mine for run_id in r.ids))}"
             if over
-            else self._said(states, live, seconds, slots),
+            else self._said(now, live, seconds, slots),
         )
 
     def _left_share(self, run_id: str, one: Seen) -> float:
         """Unfinished part of a run, of its FLOPs."""
-        if one.state in ("done", "diverged"):
+        if one.state in ("done", "diverged") or (one.state == "pruned" and run_id not in self._resumed):
             return 0.0
         card = self._card(run_id) if one.step else None
         return 1.0 - card.spent(one.step) / card.flops if card is not None and card.flops else 1.0
@@ -270,6 +278,7 @@ class Watch:
         whole = sum(flops.values()) if len(flops) == len(roster.ids) else 0
         finished = sum(flops[run_id] * (1.0 - share[run_id]) for run_id in roster.ids) if whole else 0.0
         over = counts.get("done", 0) + counts.get("diverged", 0)
+        over += counts.get("pruned", 0) if roster.study else 0
         part = finished / whole if whole else over / max(1, len(roster.ids))
         return Part(roster.name, roster.argument, counts, whole, part)
 
@@ -293,21 +302,21 @@ class Watch:
         usual = Path(os.environ.get("SCALING_RESULTS") or "results")
         return "" if self.results == usual else f" --results {self.results}"
 
-    def _nothing_left(self, mine: Sequence[Seen]) -> bool:
+    def _nothing_left(self, mine: Iterable[str], now: Mapping[str, Seen]) -> bool:
         """Whether all is over: of the sweeps that trained while we looked, where any did."""
-        if not self.rosters or any(one.state in OPEN for one in mine):
+        if not self.rosters or any(self._open(run_id, now) for run_id in mine):
             return False
         quiet = time.monotonic() - (self._quiet_since or time.monotonic())
-        return quiet >= RETRY_SECONDS or not (self._trained and any(one.retries for one in mine))
+        return quiet >= RETRY_SECONDS or not (self._trained and any(now[run_id].retries for run_id in mine))
 
-    def _said(self, states: Mapping[str, str], live: Sequence[Roster], left: float | None, slots: int) -> str:
+    def _said(self, now: Mapping[str, Seen], live: Sequence[Roster], left: float | None, slots: int) -> str:
         time_left = f"about {duration(left)} left" if left is not None else "time left not known"
-        if "running" in states.values():
+        if any(one.state == "running" for one in now.values()):
             return f"{time_left} at {plural(slots, 'slot')}"
         if not self._trained:
             return "nothing runs yet; waiting"
-        waiting = [roster for roster in live if any(states[run_id] in OPEN for run_id in roster.ids)]
-        goes_on = f"; 'python -m sweeps run {waiting[0].argument}' goes on" if waiting else ""
+        waiting = [roster for roster in live if any(self._open(run_id, now) for run_id in roster.ids)]
+        goes_on = f"; '{waiting[0].command}' goes on" if waiting else ""
         return f"nothing runs now{goes_on}"
 
 

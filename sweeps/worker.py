@@ -26,6 +26,7 @@ from typing import Any
 from sweeps.errors import SweepError
 from sweeps.lease import Lease, LeaseLost
 from sweeps.ledger import LOG, Ledger
+from sweeps.prune import PruneWatch, forget_prune, prune_line
 from sweeps.session import Session, read_session
 from trainer.config import RunConfig
 from trainer.corpora import Corpus, DataConfig, open_corpus
@@ -36,6 +37,8 @@ from trainer.rundir import RESULT, io_errors, read_status
 EXIT_DONE, EXIT_USER, EXIT_DISK = 0, 2, 3
 PROBE_BYTES = 1 << 16
 CHECK_SECONDS = 1.0
+FEED_SECONDS = 0.1
+"""Between two looks for something to do, while more runs may come by the feed."""
 
 Train = Callable[..., str]
 
@@ -111,8 +114,12 @@ class Worker:
         while not self.stop():
             run_id = None
             try:
+                more = self.session.look()
                 if (claimed := self._claim()) is None:
-                    return EXIT_DONE
+                    if not more:
+                        return EXIT_DONE
+                    time.sleep(FEED_SECONDS)
+                    continue
                 run_id, lease = claimed
                 with lease:
                     self._attempt(run_id, lease)
@@ -129,7 +136,7 @@ class Worker:
     def _claim(self) -> tuple[str, Lease] | None:
         """The first run of the list that is free, failed ones last; None where nothing is left."""
         for retrying in (False, True):
-            for run_id, _ in self.session.runs:
+            for run_id in self.session.known:
                 if run_id in self.over or self.stop():
                     continue
                 # What was started in time begins something, however long the start took.
@@ -141,9 +148,9 @@ class Worker:
 
     def _claim_one(self, run_id: str, retrying: bool) -> Lease | None:
         state = self.ledger.state(run_id).state
-        if state in ("done", "diverged", "corrupt"):
+        if state in ("done", "diverged", "corrupt") or self._stays_pruned(state):
             self.over.add(run_id)
-        if state not in ("new", "preempted", "failed") or (state == "failed") != retrying:
+        if state not in (*self.session.resumable, "failed") or (state == "failed") != retrying:
             return None
         if retrying and self._given_up(run_id):
             self.over.add(run_id)
@@ -162,20 +169,28 @@ class Worker:
         folder = self.ledger.run_dir(run_id)
         if (folder / RESULT).exists():
             return False
-        failed = read_status(folder)["state"] == "failed"
+        said = read_status(folder)["state"]
+        if self._stays_pruned(said):
+            return False
+        failed = said == "failed"
         return failed == retrying and not (failed and self._given_up(run_id))
+
+    def _stays_pruned(self, state: str) -> bool:
+        return state == "pruned" and self.session.prunes
 
     def _given_up(self, run_id: str) -> bool:
         return self.ledger.gives_up(run_id, self.session.session, self.session.max_attempts)
 
     def _attempt(self, run_id: str, lease: Lease) -> None:
         """Train one claimed run; every failure but an unwritable disk is the run's own."""
-        started = time.monotonic()
+        started, folder = time.monotonic(), self.ledger.run_dir(run_id)
         try:
-            with _own_log(self.ledger.run_dir(run_id)):
+            with _own_log(folder):
                 config = self.session.config(run_id)
-                self.events.send("start", run=run_id, total=config.steps)
-                state = self._train(run_id, config, lease)
+                prune = PruneWatch(folder, lease.owner, self.session.prunes)
+                self.events.send("start", run=run_id, total=config.steps, owner=lease.owner)
+                state = self._train(run_id, config, lease, prune)
+                message = self._mark_pruned(run_id, lease, prune) if state == "preempted" else None
         except RunDirError as error:
             self._fail(run_id, str(error), str(error), permanent=True, counts=False)
             raise
@@ -190,9 +205,21 @@ class Worker:
             if state in ("done", "diverged"):
                 self.over.add(run_id)
                 self.ledger.forget_failures(run_id)
-            self.events.send("end", run=run_id, state=state, seconds=time.monotonic() - started)
+            ending = {"state": state} if message is None else {"state": "pruned", "message": message}
+            self.events.send("end", run=run_id, **ending, seconds=time.monotonic() - started)
 
-    def _train(self, run_id: str, config: RunConfig, lease: Lease) -> str:
+    def _mark_pruned(self, run_id: str, lease: Lease, prune: PruneWatch) -> str | None:
+        """Mark a run that stopped with a checkpoint as pruned, if that is why; the line that says so."""
+        if prune.request is None:
+            return None
+        line = prune_line(prune.request)
+        lease.check()
+        self.ledger.set_state(run_id, "pruned", line)
+        forget_prune(self.ledger.run_dir(run_id))
+        self.over.add(run_id)
+        return line
+
+    def _train(self, run_id: str, config: RunConfig, lease: Lease, prune: PruneWatch) -> str:
         if config.data not in self._corpora:
             self._corpora[config.data] = open_corpus(config.data, self.ledger.results)
         corpus = self._corpora[config.data]
@@ -204,7 +231,7 @@ class Worker:
 
         def should_stop() -> bool:
             lease.check()
-            return self.stop()
+            return self.stop() or prune()
 
         def on_progress(progress: Any) -> None:
             lease.check()

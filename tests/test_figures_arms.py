@@ -18,6 +18,7 @@ from analysis.figures.spending import Bubble, both_ways, bubbles, spending_figur
 from analysis.figures.style import hovers, save
 from analysis.figures.valley import valley_figure
 from analysis.figures.wide import wide_figure
+from analysis.isoflop.minima import Shape
 from analysis.isoflop.widths import has_valley, valleys
 from analysis.products.arms import products, published_bubbles
 from analysis.products.product import Product
@@ -209,7 +210,7 @@ def test_planted_valleys_are_found_and_lost_runs_said(tmp_path: Path) -> None:
     assert len(found) == 6
     for valley in found:
         shift = 0.3 if valley.structure == "lowrank-32" else 0.0
-        truth = math.exp(math.log(50) + 0.25 * math.log(valley.flops / 4e12) + shift)
+        truth = math.exp(math.log(50) + 0.25 * math.log(valley.budget / 4e12) + shift)
         assert valley.optimum == pytest.approx(truth, rel=0.15) and valley.low < valley.optimum < valley.high
     assert next(v for v in found if v.diverged).diverged == {144: 1}
     product = {p.name: p for p in products(Tracked(tmp_path))}["w_valley"]
@@ -226,14 +227,14 @@ def test_planted_valleys_are_found_and_lost_runs_said(tmp_path: Path) -> None:
 
 def test_edge_and_flat_valleys_have_no_best_width(tmp_path: Path) -> None:
     edge = valleys(table(tmp_path / "a.csv", width_rows(middle=8.0)))
-    assert {v.reason for v in edge if v.structure == "dense" and v.flops < 2e12} == {"edge: at or below 24"}
+    assert {v.reason for v in edge if v.structure == "dense" and v.budget < 2e12} == {"edge: at or below 24"}
     flat = valleys(table(tmp_path / "b.csv", width_rows(noise=0.05, bend=0.0005)))
     assert any(v.reason for v in flat) and all(math.isnan(v.optimum) for v in flat if v.reason)
     figure = valley_figure(edge + flat[:1], "x")
     assert "edge" in all_words(figure) and any("edge: at or below" in text for text in texts(figure))
     few = valleys(table(tmp_path / "c.csv", [r for r in width_rows() if r["d_model"] in (36, 48, 72)]))
     assert {v.reason for v in few} <= {
-        "fewer than four widths",
+        "lowest at 48; too few widths about it",
         "edge: at or above 72",
         "edge: at or below 36",
     }
@@ -332,6 +333,9 @@ def test_saved_bytes_repeat_and_tables_without_arms_yield_nothing(
 
 
 def test_one_finished_run_among_lost_ones_is_drawn() -> None:
-    curve = Curve("s", "dense", PLAIN, 1e6, {0.01: (3.0,)}, {0.02: 2, 0.04: 2}, "edge")
+    curve = Curve(
+        size="s", structure="dense", treatment=PLAIN, tokens=1e6, shapes={0.01: Shape("", (3.0,))},
+        diverged={0.02: 2, 0.04: 2}, reason="edge",
+    )  # fmt: skip
     figure = learning_rates_figure([curve], "x")
     assert len([t for t in texts(figure) if "diverged" in t]) == 2

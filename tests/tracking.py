@@ -117,7 +117,7 @@ class TrackingServer:
 
 
 def read_back(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
-    """Everything that a store says about each run of the ledger, but its own ids; a sweep's report is none."""
+    """Everything that a store says about each run of the ledger, but its own ids; a report is none."""
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)

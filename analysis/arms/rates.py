@@ -5,44 +5,28 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from analysis.isoflop.optima import RISE
-from analysis.isoflop.parabola import LEAST_SIZES, Quadratic, fit_axis
+from analysis.isoflop.minima import Point, Sampled, fitted, sampled, shape_words
 from analysis.runs.labels import base_and_variant, structure_order
 from analysis.runs.table import Runs
 from analysis.runs.treatments import guidance, structure_label
 
-LEVEL = 0.95
 LEAST_RATES = 3
 Key = tuple[str, str, str, float]
 """Size, structure, treatment and tokens."""
 RATE = "peak_lr"
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One structure and treatment at one size and budget, over peak learning rates.
-
-    losses: finished runs by rate, nats per token. diverged: runs by rate that have no loss.
-    reason: why there is no optimum from a parabola; empty where there is one.
-    optimum, low, high: vertex of the parabola and Fieller's 95 % interval. fit: over log rate, nats.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Curve(Sampled):
+    """One structure and treatment at one size and budget, over peak learning rates; parabolas are of nats."""
 
     size: str
     structure: str
     treatment: str
     tokens: float
-    losses: Mapping[float, tuple[float, ...]]
-    diverged: Mapping[float, int]
-    reason: str = ""
-    optimum: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    fit: Quadratic | None = None
 
     @property
     def name(self) -> str:
@@ -52,21 +36,7 @@ class Curve:
     @property
     def rates(self) -> list[float]:
         """Every rate tried, ascending."""
-        return sorted({*self.losses, *self.diverged})
-
-    @property
-    def whole(self) -> list[float]:
-        """The rates at which no run diverged: where some did, the others' mean is too good."""
-        return sorted(rate for rate in self.losses if not self.diverged.get(rate))
-
-    def mean(self, rate: float) -> float:
-        """Mean loss at a rate."""
-        return float(np.mean(self.losses[rate]))
-
-    @property
-    def best(self) -> float:
-        """The rate of the lowest mean loss; of those at which runs diverged only where there is no other."""
-        return min(self.whole or sorted(self.losses), key=self.mean)
+        return self.values
 
 
 def enough_rates(runs: Runs) -> bool:
@@ -84,27 +54,27 @@ def enough_rates(runs: Runs) -> bool:
 def curves(runs: Runs) -> list[Curve]:
     """The curves of a table that have at least three rates, with optima where a parabola has one.
 
-    Parabolas of loss in log rate go through the rates about the lowest loss without a gap: those within 5 %
-    of it, the five lowest in any case and never fewer than four. The variance about them is pooled over the
-    table's curves.
+    Networks of different shapes at one rate are no replicates: the lowest stands for the rate. The variance
+    about the parabolas is pooled over the table's curves; see `analysis.isoflop.minima.fitted`.
     """
-    losses: dict[Key, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    points: dict[Key, list[Point]] = defaultdict(list)
     for row in runs.table.to_dict("records"):
         if (key := _key(row)) is not None:
-            losses[key][_rate(row)].append(float(row["val_loss"]))
-    diverged: dict[Key, dict[float, int]] = defaultdict(lambda: defaultdict(int))
+            points[key].append(_point(row, float(row["val_loss"])))
     for lost in runs.lost:
         if (key := _key(lost)) is not None:
-            diverged[key][_rate(lost)] += 1
+            points[key].append(_point(lost, None))
     found = [
-        Curve(
-            *key, {r: tuple(v) for r, v in sorted(losses[key].items())}, dict(sorted(diverged[key].items()))
-        )
-        for key in sorted({*losses, *diverged}, key=_order)
-        if losses[key]
+        Curve(size=key[0], structure=key[1], treatment=key[2], tokens=key[3], **sampled(points[key]))
+        for key in sorted(points, key=_order)
     ]
-    kept = [curve for curve in found if len(curve.rates) >= LEAST_RATES]
-    return _fitted(sorted(kept, key=lambda c: c.tokens))
+    kept = [curve for curve in found if curve.shapes and len(curve.rates) >= LEAST_RATES]
+    return fitted(sorted(kept, key=lambda c: c.tokens), "rate", False)
+
+
+def _point(row: Mapping[Any, Any], loss: float | None) -> Point:
+    state = "done" if loss is not None else "diverged"
+    return Point(_rate(row), shape_words(row), loss, state=state, run_id=str(row.get("run_id") or ""))
 
 
 def _rate(row: Mapping[Any, Any]) -> float:
@@ -125,69 +95,6 @@ def _key(row: Mapping[Any, Any]) -> Key | None:
 
 def _order(key: Key) -> tuple[Any, ...]:
     return key[0], structure_order(key[1]), key[2], str(key[3])
-
-
-def _fitted(found: Sequence[Curve]) -> list[Curve]:
-    """Optima of all curves that a parabola can have one of; the others say why not."""
-    windows = [_window(curve) for curve in found]
-    usable = {i: window for i, window in enumerate(windows) if not isinstance(window, str)}
-    if not usable:
-        return [replace(c, reason=str(window)) for c, window in zip(found, windows, strict=True)]
-    x: list[float] = []
-    y: list[float] = []
-    members = []
-    for i, rates in usable.items():
-        points = [(math.log(rate), loss) for rate in rates for loss in found[i].losses[rate]]
-        members.append(np.arange(len(x), len(x) + len(points)))
-        x += [place for place, _ in points]
-        y += [loss for _, loss in points]
-    across, up = np.array(x), np.array(y)
-    # One budget each, and no move between budgets: a rate costs no FLOPs.
-    axis = fit_axis(across, across, np.zeros_like(up), up, members, np.zeros(len(members)), LEVEL, math.inf)
-    results = {i: (axis.fits[j], axis.verdicts[j]) for j, i in enumerate(usable)}
-    return [
-        _with(curve, *results[i], axis.sigma, axis.dof)
-        if i in results
-        else replace(curve, reason=str(windows[i]))
-        for i, curve in enumerate(found)
-    ]
-
-
-def _with(curve: Curve, fit: Quadratic | None, verdict: str, sigma: float, dof: int) -> Curve:
-    if fit is None or verdict != "usable":
-        words = {"inverted": "no minimum", "flat": "curvature within noise", "edge": "vertex outside"}
-        return replace(curve, reason=words.get(verdict, "too few rates"), fit=fit)
-    low, high = (math.exp(min(max(end, -700.0), 700.0)) for end in fit.interval(sigma, dof, LEVEL))
-    return replace(curve, optimum=math.exp(fit.vertex), low=low, high=high, fit=fit)
-
-
-def _window(curve: Curve) -> list[float] | str:
-    """The rates that the parabola goes through, or why there is none."""
-    if not curve.whole:
-        return "runs diverged at every rate"
-    if curve.best == curve.rates[0]:
-        return f"edge: at or below {curve.best:g}"
-    if curve.best == curve.rates[-1]:
-        return f"edge: at or above {curve.best:g}"
-    at = curve.rates.index(curve.best)
-    first = last = at
-    good = set(curve.whole)
-    limit = curve.mean(curve.best) * (1 + RISE)
-    while True:
-        ends = [(i, j) for i, j in ((first - 1, first), (last + 1, last)) if 0 <= i < len(curve.rates)]
-        free = [(curve.mean(curve.rates[i]), i) for i, _ in ends if curve.rates[i] in good]
-        near = [(mean, i) for mean, i in free if mean <= limit or last - first < LEAST_SIZES]
-        if not near:
-            break
-        _, i = min(near)
-        first, last = min(first, i), max(last, i)
-    if last == at:
-        return f"edge: runs diverge above {curve.best:g}"
-    if first == at:
-        return f"edge: runs diverge below {curve.best:g}"
-    if last - first + 1 < LEAST_SIZES:
-        return f"lowest at {curve.best:g}; too few rates about it"
-    return curve.rates[first : last + 1]
 
 
 def shared(found: Sequence[Curve]) -> str:

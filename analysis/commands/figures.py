@@ -23,8 +23,9 @@ Without a name, everything is drawn from the tracked tables alone (sweeps, publi
 from run folders. manifest.json records for every figure the hashes of its tables, the runs, code, versions
 and command. A table that cannot be read is named, and all other figures come out.
 
-With the name of a sweep, its runs are written to tables/NAME_runs.csv first, as 'export' does. An incomplete
-sweep does not replace a table with more finished runs: it is drawn from that table, unless --force is given.
+With the name of a sweep, its runs are written to tables/NAME_runs.csv first, as 'export' does; with that of a
+study, its trials to tables/NAME_trials.csv. An incomplete sweep does not replace a table with more finished
+runs: it is drawn from that table, unless --force is given.
 """
 STALE = 1
 """Exit code of --check where something is stale; mistakes are 2."""
@@ -36,8 +37,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "table",
         nargs="?",
-        metavar="SWEEP|CSV",
-        help="a sweep or CSV; without, every tracked table below tables/",
+        metavar="SWEEP|STUDY|CSV",
+        help="a sweep, study or CSV; without, every tracked table below tables/",
     )
     add_maps(parser)
     add_results(parser)
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace) -> None:
         own = any(path.is_relative_to(tracked.tables) for one in products for path in one.inputs)
         if not own and not tracked.problems and args.only is None:
             raise AnalysisError(
-                f"{results / 'tables'}: no table *_runs.csv to draw; name a sweep or CSV, or run a sweep"
+                f"{results / 'tables'}: no table *_runs.csv or *_trials.csv to draw; name a sweep or CSV, or "
+                "run a sweep"
             )
         outcome = draw_products(products, tracked, published)
     else:

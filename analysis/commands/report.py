@@ -40,13 +40,16 @@ def run(args: argparse.Namespace) -> None:
     """Write the pages, and print their paths."""
     from analysis.products.tracked import Tracked
     from analysis.runs.export import export
-    from analysis.runs.loading import check_folder
+    from analysis.runs.loading import check_folder, is_study
+    from analysis.searches.trials import no_sweep
 
     results, out = args.results, args.out or args.results
     check_folder(results)
     if args.tables:
         commands = {}
         for table in args.tables:
+            if is_study(table, results):
+                raise AnalysisError(no_sweep(table))
             maps = "".join(f" --map {one}" for one in args.maps or [])
             name = export(table, results, out, args.maps)[0]
             commands[name] = f"python -m analysis report {table}{maps}"

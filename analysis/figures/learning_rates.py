@@ -81,15 +81,15 @@ def _panel(axes: Axes, found: Sequence[Curve], chosen: Mapping[str, Look], span:
     top = 0.0
     for curve in found:
         look, best = chosen[curve.structure], curve.mean(curve.best)
-        rates = list(curve.losses)
+        rates = list(curve.shapes)
         means = [curve.mean(rate) - best for rate in rates]
-        errors = [_se(curve.losses[rate]) for rate in rates]
+        errors = [curve.se(rate) for rate in rates]
         top = max([top, *(mean + error for mean, error in zip(means, errors, strict=True))])
         container = axes.errorbar(
             rates, means, yerr=errors if any(errors) else None, linewidth=0.9, elinewidth=0.7, zorder=4,
             linestyle=GUIDED_LINE if curve.treatment else look.line, **_marker(look, curve.treatment),
         )  # fmt: skip
-        hover(container.lines[0], [_text(curve, rate) for rate in rates])
+        hover(container.lines[0], [_text(curve, rate) for rate in rates], [_run(curve, r) for r in rates])
     top = max(top, 0.02)
     _loss_axis(axes, top)
     # On an axis of the square root a parabola's bottom is no bottom.
@@ -211,10 +211,6 @@ def _optimum(axes: Axes, curve: Curve, place: float, look: Look, span: tuple[flo
     )  # fmt: skip
 
 
-def _se(losses: Sequence[float]) -> float:
-    return float(np.std(losses, ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-
-
 def _marker(look: Look, treatment: str) -> dict[str, Any]:
     """The look of a structure where nothing is guided, else filled as in the figure of gaps."""
     style = {"color": look.colour, "markersize": 4, "markeredgewidth": 0.9}
@@ -245,9 +241,15 @@ def _handles(found: Sequence[Curve], chosen: Mapping[str, Look], parabolas: bool
     return handles
 
 
+def _run(curve: Curve, rate: float) -> str:
+    """The id of the run at a rate; empty where it is not one run."""
+    runs = curve.shapes[rate].runs
+    return runs[0] if len(runs) == 1 else ""
+
+
 def _text(curve: Curve, rate: float) -> str:
     losses = curve.losses[rate]
-    spread = f" ± {_se(losses):.2g}" if len(losses) > 1 else ""
+    spread = f" ± {curve.se(rate):.2g}" if len(losses) > 1 else ""
     seeds = f", {len(losses)} seeds" if len(losses) > 1 else ""
     above = curve.mean(rate) - curve.mean(curve.best)
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from analysis.products import arms, laws, measured, recurrent, surfaces, sweeps
+from analysis.products import arms, laws, measured, recurrent, searches, surfaces, sweeps
 from analysis.products.product import Product
 from analysis.products.tracked import Tracked
 
@@ -15,6 +15,7 @@ PROVIDERS: tuple[Provider, ...] = (
     laws.products,
     surfaces.products,
     arms.products,
+    searches.products,
     recurrent.products,
     measured.products,
 )
@@ -30,5 +31,6 @@ def catalogue(tracked: Tracked) -> list[Product]:
 
 
 def of_table(products: Sequence[Product], tracked: Tracked, name: str) -> list[Product]:
-    """Those products that a runs table feeds."""
-    return [product for product in products if tracked.path(name) in product.inputs]
+    """Those products that a runs table, or the trials of a study, feeds."""
+    mine = {tracked.path(name), tracked.trials(name)}
+    return [product for product in products if not mine.isdisjoint(product.inputs)]

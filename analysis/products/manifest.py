@@ -151,8 +151,8 @@ def _anything_left(entry: Entry, root: Path) -> bool:
 
 
 def _run_ids(root: Path, tracked: Tracked) -> dict[str, Entry]:
-    """By the hash of each runs table: its name and the ids of its runs, finished and not."""
-    found = {}
+    """By the hash of each table of runs or trials: its name and the ids of its runs, finished and not."""
+    found: dict[str, Entry] = {}
     for name in tracked.names:
         runs = tracked.runs(name)
         if "run_id" in runs.table:
@@ -160,6 +160,9 @@ def _run_ids(root: Path, tracked: Tracked) -> dict[str, Entry]:
             ids |= {state: list(lost) for state, lost in runs.absent() if lost}
             path = tracked.path(name)
             found[sha256(path)] = {"file": key(path, root), "run_ids": ids}
+    for name in tracked.studies:
+        path = tracked.trials(name)
+        found[sha256(path)] = {"file": key(path, root), "run_ids": tracked.study(name).run_ids()}
     return found
 
 

@@ -13,7 +13,9 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.runs.reading import ENDINGS, NEEDED, parse_map, read_csv, read_table
 from analysis.runs.table import Runs, rows_meeting, runs_table
+from analysis.searches.trials import FOLDER, TRIALS, no_sweep
 from analysis.terminal import YELLOW, coloured
+from trainer.rundir import read_json
 
 RUN_COLUMNS = ("run", "run_name", "run_id", "wandb_id")
 
@@ -40,8 +42,10 @@ def load(
         condition: which rows to keep, as in `table.rows_meeting`.
 
     Raises:
-        AnalysisError: nothing of this name, or a table that cannot stand.
+        AnalysisError: nothing of this name, a study of shapes, or a table that cannot stand.
     """
+    if is_study(table, results):
+        raise AnalysisError(no_sweep(table))
     name, runs = _find(table, results, maps, needed, group, condition)
     if not is_file(table):
         runs = _by(runs, group) if group is not None else runs
@@ -97,6 +101,22 @@ def is_file(table: str) -> bool:
     """Whether the name is that of a file rather than of a sweep."""
     path = Path(table)
     return path.suffix.lower() in ENDINGS or path.is_file()
+
+
+def is_study(table: str, results: Path) -> bool:
+    """Whether the name is that of a study of shapes: by its trials here, its record, or its tracked trials.
+
+    A runs table of the same name is read in its place, where the study itself is not here.
+    """
+    if is_file(table) or not re.fullmatch(r"[\w.-]+", table) or not results.is_dir():
+        return False
+    if (results / FOLDER / table / TRIALS).is_file():
+        return True
+    record = read_json(results / "sweeps" / f"{table}.json")
+    if record is not None:
+        return isinstance(record.get("study"), dict)
+    tracked = results / "tables"
+    return (tracked / f"{table}_trials.csv").is_file() and not (tracked / f"{table}_runs.csv").is_file()
 
 
 def with_flops(runs: Runs) -> Runs:

@@ -29,7 +29,7 @@ POSITIVE = ("params", "tokens", "train_flops", "val_loss")
 OPTIONAL_NUMBERS = ("val_loss_se", "val_bits_per_byte", "entropy_rate", "seconds", "params_avg")
 KNOWN = ("params", "tokens", "train_flops", "val_loss", "structure", "seed", "size", "run_id", "state")
 LEADING = ("run_id", "state", "size", "structure", "seed", "params", "tokens", "train_flops", "val_loss")
-STATES = ("done", "missing", "running", "failed", "diverged", "corrupted", "preempted", "new")
+STATES = ("done", "missing", "running", "failed", "diverged", "corrupted", "preempted", "pruned", "new")
 HEADS = ("n_heads", "n_kv_heads")
 LEFT_OUT = ("schema", "sha256", "finished", "flops")
 

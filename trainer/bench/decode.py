@@ -220,6 +220,34 @@ def bench_decode(
         on_rows(rows)
 
 
+def decode_seconds(
+    configs: Sequence[RunConfig], batch: int, length: int, repeats: int, device: torch.device
+) -> list[list[float]]:
+    """Seconds a token by the wall clock of each network in each round, factors as they were trained.
+
+    Args:
+        configs: networks, measured in turn.
+        batch: rows at once.
+        length: tokens that a row generates; rounds are spread over its positions.
+        repeats: rounds, behind one that warms up.
+        device: where.
+    """
+    contestants = []
+    for config in configs:
+        made = build(config, device)
+        contestants.append(_Contestant(made, "never" if made.shapes else None))
+    caches = [KVCache(c.model, batch, length, DTYPES[c.precision], device) for c in configs]
+    tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    for number in range(1 + repeats):
+        place = ((number * 0.6180339887498949) % 1) * (length - STEPS - 1)
+        for contestant, cache in zip(contestants, caches, strict=True):
+            contestant.made.set(contestant.mode, batch)
+            taken = contestant.turn(cache, int(place), tokens)
+            if number:
+                contestant.rounds.append(taken)
+    return [contestant.wall for contestant in contestants]
+
+
 def _measure(
     contestants: list[_Contestant],
     batch: int,

@@ -1,0 +1,103 @@
+"""`--export-sweep`: the winners of a study as a sweep file, to be trained with more seeds, or at more sizes.
+
+Written with tomli-w, the counterpart of the standard library's TOML reader by its author.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from sweeps.errors import SweepError
+from sweeps.grid import expand
+from sweeps.identity import identify
+from sweeps.search.searched import Searched, Trial
+from sweeps.search.studyfile import Study
+from sweeps.sweepfile import parse_sweep
+from trainer.config import RunConfig
+from trainer.rundir import io_errors, write_atomic
+
+
+def export_sweep(study: Study, searched: Sequence[Searched], path: Path) -> int:
+    """Write the best run of each cell to a sweep file; how many there are.
+
+    The file says everything of each run, so that it names the very runs that are in the ledger.
+    Raises SweepError where no cell has one, or the file is there and says something else.
+    """
+    if path.suffix != ".toml":
+        raise SweepError(f"--export-sweep {path}: a sweep file ends in .toml")
+    best = [(one, one.best) for one in searched if one.best is not None]
+    missing = [one.cell.label or study.name for one in searched if one.best is None]
+    if not best:
+        raise SweepError(f"--export-sweep: no trial of {study.name} is done; run the search first")
+    text = _text(study, [(one, trial) for one, trial in best if trial is not None], missing)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise SweepError(
+            f"{path}: is there already and says something else; choose another file, or move it aside"
+        )
+    with io_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text)
+    return len(best)
+
+
+def _text(study: Study, best: Sequence[tuple[Searched, Trial]], missing: Sequence[str]) -> str:
+    configs = [_table(trial.config) for _, trial in best]
+    shared, own = _shared(configs)
+    names = ", ".join(one.cell.label for one, _ in best if one.cell.label)
+    content: dict[str, Any] = {
+        "description": f"Best runs of the {study.kind} study {study.name}" + (f": {names}" if names else ""),
+        "base": shared,
+    }
+    if own:
+        # Of one length each: they advance together, a run a place.
+        content["zip"] = [{key: [table[key] for table in own] for key in own[0]}]
+    said = f"# No trial is done in: {', '.join(missing)}.\n" if missing else ""
+    text = said + "# The best run of each cell; write seed = [1, 2, 3] under [axes] to replicate them.\n"
+    text += tomli_w.dumps(content)
+    sweep = parse_sweep(content, Path("export.toml"))
+    wanted, _ = identify([trial.config for _, trial in best])
+    got, _ = identify(expand(sweep))
+    assert list(dict.fromkeys(wanted)) == got, "a sweep file that names other runs"
+    return text
+
+
+def _table(config: RunConfig) -> dict[str, Any]:
+    """A configuration as a sweep file takes it: no values that are None or follow from others."""
+    table = config.model_dump(mode="json", exclude_none=True)
+    table["budget"] = {"tokens": table.pop("tokens")}
+    table["structure"] = table["model"].pop("structure")
+    table["guide"].pop("steps", None)
+    return table
+
+
+def _shared(tables: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What all have in common, as a table, and what tells them apart, by dotted key."""
+    flat = [_flat(table) for table in tables]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    same = [key for key in keys if all(key in one and one[key] == flat[0][key] for one in flat)]
+    shared: dict[str, Any] = {}
+    for key in same:
+        *outer, last = key.split(".")
+        inner = shared
+        for part in outer:
+            inner = inner.setdefault(part, {})
+        inner[last] = flat[0][key]
+    own = [key for key in keys if key not in same]
+    for key in own:
+        assert all(key in one for one in flat), key
+    return shared, [{key: one[key] for key in own} for one in flat] if own else []
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; a table with `kind` is one value."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) and "kind" not in value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

@@ -1,0 +1,160 @@
+"""A study in MLflow, against a real SQLite store: its own run, its trials below it, its tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+from conftest import finish_run
+from test_sweeps_mirror import Read, mirror, read_back, unfinished
+
+from sweeps.attach import _best, _best_points, is_attached
+from sweeps.ledger import RunState
+from sweeps.mirrored import default_uri
+from sweeps.overview import look
+from sweeps.session import write_record
+from sweeps.sweepfile import read_sweep
+from trainer.rundir import write_status
+
+STUDY = {"kind": "width", "description": "", "sampler": {"name": "tpe", "seed": 3}}
+
+
+def study_says(results: Path) -> tuple[dict[str, Any], Read]:
+    """What the store has of a study's own run, and of its trials; MLflow's own ids apart."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(default_uri(results))
+    found = client.get_experiment_by_name("tiny")
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id], filter_string="tags.kind = 'sweep'")
+    trials = read_back(results)
+    for trial in trials.values():
+        assert trial["tags"].pop("mlflow.parentRunId") == run.info.run_id
+    digests = {}
+    for artifact in client.list_artifacts(run.info.run_id):
+        # The path in the store is of the results folder that it was filled from.
+        content = Path(urlparse(run.info.artifact_uri).path, artifact.path).read_bytes()
+        digests[artifact.path] = hashlib.sha256(content).hexdigest()
+    tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+    assert all(tags[f"{Path(name).stem}_sha256"] == digest for name, digest in digests.items())
+    metrics = {
+        key: [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, key)]
+        for key in run.data.metrics
+    }
+    own = {
+        "name": run.info.run_name, "status": run.info.status, "params": run.data.params, "tags": tags,
+        "times": (run.info.start_time, run.info.end_time), "metrics": metrics, "artifacts": sorted(digests),
+    }  # fmt: skip
+    return own, trials
+
+
+@pytest.mark.slow
+def test_the_trials_of_a_study_nest_below_its_run(results: Path, write_sweep: Callable[..., Path]) -> None:
+    overview = look(read_sweep(write_sweep()), results)
+    first, second, pruned = overview.ids[:3]
+    file = overview.sweep.path
+
+    def record(*run_ids: str) -> None:
+        write_record(results, "tiny", "", file, run_ids, STUDY)
+
+    record(first)
+    assert mirror(results) == {"created": 0, "updated": 0, "unchanged": 0, "busy": 0}
+    assert study_runs(results) == 0
+    # The first trial is under way: the study's run is there, and has not ended.
+    unfinished(results, overview, "running", 6, checkpoint=4)
+    assert mirror(results)["created"] == 1
+    own, trials = study_says(results)
+    assert (own["name"], own["status"], own["times"]) == ("tiny (study)", "RUNNING", (1735689600000, None))
+    assert own["params"] == {
+        "kind": "width", "description": "", "sampler.name": "tpe", "sampler.seed": "3",
+    }  # fmt: skip
+    assert (own["metrics"], own["artifacts"], list(trials)) == ({}, [], [first])
+    # It and another end, a third is pruned, and the tables are there.
+    finish_run(results, overview.configs[0], first)
+    finish_run(results, overview.configs[1], second, val_loss=2.4, finished="2025-01-01T00:01:00+00:00")
+    folder = finish_run(results, overview.configs[2], pruned)
+    (folder / "result.json").unlink()
+    (folder / "checkpoints").mkdir()
+    for suffix in ("safetensors", "json"):
+        (folder / "checkpoints" / f"step-000000004.{suffix}").touch()
+    write_status(folder, {"state": "pruned", "attempt": 1, "started": 1735689600.0, "updated": 1735689650.0})
+    record(first, second, pruned)
+    leave(
+        results, {"dense/1e15": {"val_loss": 2.4, "run_id": second}, "b": {"val_loss": 2.6, "run_id": first}}
+    )
+    assert mirror(results) == {"created": 2, "updated": 1, "unchanged": 0, "busy": 0}
+    own, trials = study_says(results)
+    assert own["metrics"] == {
+        "best_val_loss dense_1e15": [(10, 2.4, 1735689660000)], "best_val_loss b": [(10, 2.6, 1735689610000)],
+    }  # fmt: skip
+    assert own["artifacts"] == ["importance.csv", "trials.csv"]
+    assert (own["status"], own["times"]) == ("FINISHED", (1735689600000, 1735689660000))
+    assert {key: own["tags"][key] for key in ("study_kind", "runs", "done", "pruned")} == {
+        "study_kind": "width", "runs": "3", "done": "2", "pruned": "1",
+    }  # fmt: skip
+    assert (trials[pruned]["status"], trials[pruned]["tags"]["state"]) == ("KILLED", "pruned")
+    # Again: nothing; after a change: only that.
+    assert mirror(results) == {"created": 0, "updated": 0, "unchanged": 3, "busy": 0}
+    assert study_says(results) == (own, trials)
+    # A better one replaces what MLflow cannot change, and takes the trials along.
+    better = {"dense/1e15": {"val_loss": 2.4, "run_id": second}, "b": {"val_loss": 2.4, "run_id": second}}
+    leave(results, better)
+    assert mirror(results)["updated"] == 3
+    own, trials = study_says(results)
+    assert own["metrics"]["best_val_loss b"] == [(10, 2.4, 1735689660000)]
+    (results / "mlflow.db").unlink()
+    shutil.copytree(results, results.with_name("restored"))
+    assert mirror(results.with_name("restored"))["created"] == 3
+    assert study_says(results.with_name("restored")) == (own, trials)
+
+
+def study_runs(results: Path) -> int:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(default_uri(results))
+    found = client.get_experiment_by_name("tiny")
+    assert found is not None
+    return len(client.search_runs([found.experiment_id], filter_string="tags.kind = 'sweep'"))
+
+
+def leave(results: Path, best: Any) -> None:
+    """What a study leaves besides its runs."""
+    folder = results / "searches" / "tiny"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("trials", "importance"):
+        (folder / f"{name}.csv").write_text(f"{name} {json.dumps(best)}\n")
+    (folder / "best.json").write_text(json.dumps(best))
+
+
+def test_of_a_best_that_makes_no_sense_nothing_is_said(results: Path) -> None:
+    result = {"finished": "2025-01-01T00:00:10+00:00", "steps": 10}
+    states = {"r": RunState("done", result=result), "pruned": RunState("pruned")}
+    senseless: list[Any] = [
+        3, None, {}, {"val_loss": "2.0", "run_id": "r"}, {"val_loss": float("nan"), "run_id": "r"},
+        {"val_loss": True, "run_id": "r"}, {"val_loss": 2.0, "run_id": "pruned"},
+        {"val_loss": 2.0, "run_id": "gone"}, {"val_loss": 2.0, "run_id": ["r"]},
+    ]  # fmt: skip
+    best = {f"c{n}": one for n, one in enumerate(senseless)}
+    assert _best_points(best, states) == []
+    both = {"a/b": {"val_loss": 2.0, "run_id": "r"}, "a:b": {"val_loss": 3, "run_id": "r"}}
+    assert [(point.key, point.value) for point in _best_points(both, states)] == [
+        ("best_val_loss a_b", 2.0), ("best_val_loss a_b 2", 3.0),
+    ]  # fmt: skip
+    folder = results / "searches" / "tiny"
+    folder.mkdir(parents=True)
+    for content in ("", "{", "[1]", "\xff"):
+        (folder / "best.json").write_bytes(content.encode("latin-1"))
+        assert _best(results, "tiny", {}) == {}
+
+
+def test_what_a_study_shows_is_known_to_be_there_without_asking_the_store(results: Path) -> None:
+    write_record(results, "tiny", "", results / "tiny.toml", [])
+    assert is_attached(results, "tiny", "tiny", "sqlite:///x")
+    write_record(results, "tiny", "", results / "tiny.toml", [], STUDY)
+    assert not is_attached(results, "tiny", "tiny", "sqlite:///x")

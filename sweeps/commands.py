@@ -202,7 +202,7 @@ def cancel(sweep: str, results: Path) -> None:
     ledger = Ledger(results)
     record = read_record(results, path.stem)
     running = [s for s in ledger.scan(record["run_ids"]).values() if s.state == "running"] if record else []
-    if not running:
+    if not running and not any(job.live for job in look_up(results, path.stem).jobs):
         print(f"no run of {path.stem} is under way")
         # A launcher may be preparing its corpus; it heeds the request as well.
     ask_to_stop(results, path.stem)

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sweeps import slurm
@@ -21,7 +22,7 @@ from sweeps.packing import Array, PackedRun, pack
 from sweeps.plan import OPEN_ACTIONS, Plan, PlannedRun
 from sweeps.price import Setting, run_bytes
 from sweeps.queued import Queued, look_up
-from sweeps.session import Session, new_session, write_record
+from sweeps.session import Session, new_session, stop_mark, write_record
 from sweeps.source import Source, current_source, keep_source
 from sweeps.submission import Record, Submission, new_submission, write_submission
 from sweeps.submission import write_record as note
@@ -121,6 +122,30 @@ def cluster_for(sweep: Sweep, execution: SweepExecution, name: str | None) -> Cl
     return Cluster(settings, chosen, layout.slots, layout.setting.threads)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What has to be known before anything is queued; a study asks for part of it once."""
+
+    queued: Queued
+    """The sweep's jobs."""
+    limits: slurm.Limits
+    """Of the site."""
+    source: Source
+    """The code that jobs run.  All trials of a study run the same, since they are compared."""
+    stop_mark: int | None
+    """State of the stop request: a later one concerns these jobs as well."""
+    study: Mapping[str, Any] | None = None
+    """What the record says of a study, of which the runs are trials."""
+    prunes: bool = False
+    """Whether runs may be pruned, and are then over."""
+
+    @classmethod
+    def now(cls, results: Path, sweep: str, settings: SlurmSettings) -> Known:
+        """All of it for a sweep; SweepError where its partition takes no jobs."""
+        mark, limits = stop_mark(results, sweep), limits_of(settings)
+        return cls(look_up(results, sweep), limits, current_source(results), mark)
+
+
 def _known_device(ledger: Ledger, gpu: bool) -> str:
     """The device of most results: jobs run where earlier ones did, which need not be like this machine."""
     found: Counter[str] = Counter()
@@ -140,8 +165,7 @@ def submit(
     mirror: bool = True,
     then: bool = False,
     dry_run: bool = False,
-    study: Mapping[str, Any] | None = None,
-    prunes: bool = False,
+    known: Known | None = None,
 ) -> Ending:
     """Queue the runs of a plan that no live job covers.
 
@@ -152,8 +176,7 @@ def submit(
         mirror: whether jobs mirror their runs where the store is a server.
         then: whether a fit and figures are queued behind them.
         dry_run: print the scripts and queue nothing.
-        study: what the record says of a study, of which these are trials.
-        prunes: whether runs may be pruned, and are then over.
+        known: what was asked of Slurm already.
 
     Raises SweepError or TrainerError where the user has to mend something first.
     """
@@ -162,12 +185,13 @@ def submit(
     began = time.monotonic()
     sweep, results = overview.sweep, overview.ledger.results
     settings = cluster.settings
-    limits = slurm.read_limits(settings.partition, settings.account, settings.qos)
-    queued = look_up(results, sweep.name)
+    known = known or Known.now(results, sweep.name, settings)
+    queued = known.queued
     if queued.problem is not None:
         raise SweepError(f"the queue cannot be read, and nothing is queued twice: {queued.problem}")
     covered = queued.covered
-    _release(queued, dry_run)
+    if not dry_run and (released := release_held(queued)) is not None:
+        print(released)
     # What runs outside a job that goes on is about to be given up: it was cancelled, or its node died.
     wanted = [run for run in plan.runs if run.action in (*OPEN_ACTIONS, "running")]
     todo = sorted((run for run in wanted if run.id not in covered), key=lambda run: -run.seconds)
@@ -175,42 +199,42 @@ def submit(
     then = then and (bool(todo) or not queued.others)
     if not (todo or then):
         return Ending(EXIT_DONE, _nothing(plan, queued))
-    session = _session(overview, todo, prunes)
-    source = current_source(results)
+    session = _session(overview, todo, known)
 
     def prepared(arrays: Sequence[Array]) -> Submission:
         return new_submission(
             session, sweep.argument, settings, cluster.execution.model_dump(mode="json"),
-            asdict(mirror_of(sweep)) if mirror else {}, asdict(source), arrays,
+            asdict(mirror_of(sweep)) if mirror else {}, asdict(known.source), arrays,
         )  # fmt: skip
 
     packed = [PackedRun(run.id, run.seconds, run.measured) for run in todo]
-    submission, batches = _packed(packed, cluster, _left(limits, then), prepared)
-    follow = _Follow(_steps(mirror), _live_numbers(queued), limits.max_minutes) if then else None
+    submission, batches = _packed(packed, cluster, _left(known.limits, then), prepared)
+    follow = _Follow(_steps(mirror), _live_numbers(queued), known.limits.max_minutes) if then else None
     if dry_run:
         texts = [batch.text for batch in batches]
         texts += [follow.batch(submission, ["ARRAYS"] if batches else []).text] if follow else []
         return Ending(EXIT_DONE, "\n".join([*texts, "nothing was queued"]))
     if follow is not None:
         follow.batch(submission, []).test()
-    write_record(results, sweep.name, sweep.description, sweep.path, overview.ids, study)
+    write_record(results, sweep.name, sweep.description, sweep.path, overview.ids, known.study)
     prepare_corpora([session.config(run.id) for run in todo], results)
-    keep_source(source)
+    keep_source(known.source)
     write_submission(submission, session)
     record = _queue(submission, batches, follow)
     if record.state == "refused":
         raise SweepError(_refused(record, submission.arrays))
     if not todo:
         return Ending(EXIT_DONE, f"{_nothing(plan, queued)}\nthen: fit and figures in job {record.then}")
-    return Ending(EXIT_DONE, _said(submission, record, len(todo), source, time.monotonic() - began))
+    return Ending(EXIT_DONE, _said(submission, record, len(todo), known.source, time.monotonic() - began))
 
 
-def _session(overview: Overview, runs: Sequence[PlannedRun], prunes: bool) -> Session:
+def _session(overview: Overview, runs: Sequence[PlannedRun], known: Known) -> Session:
     config_of = dict(zip(overview.ids, overview.configs, strict=True))
     pairs = [(run.id, config_of[run.id]) for run in runs]
     seconds = {run.id: run.seconds for run in runs}
-    results = overview.ledger.results
-    return new_session(overview.sweep.name, results, {}, pairs, MAX_ATTEMPTS, seconds, prunes=prunes)
+    name, results = overview.sweep.name, overview.ledger.results
+    session = new_session(name, results, {}, pairs, MAX_ATTEMPTS, seconds, prunes=known.prunes)
+    return replace(session, stop_mark=known.stop_mark)
 
 
 def _packed(
@@ -319,12 +343,21 @@ def _said(submission: Submission, record: Record, runs: int, source: Source, sec
     return "\n".join(lines)
 
 
-def _release(queued: Queued, dry_run: bool) -> None:
-    """Free jobs that Slurm holds because a node could not start them; those that people hold stay held."""
+def limits_of(settings: SlurmSettings) -> slurm.Limits:
+    """What the site allows in the partition that is asked for; SweepError where it is unknown or down."""
+    return slurm.read_limits(settings.partition, settings.account, settings.qos)
+
+
+def release_held(queued: Queued) -> str | None:
+    """Free jobs that Slurm holds because a node could not start them, and say so; None without any.
+
+    Those that people hold stay held.
+    """
     held = [job.job_id for job in queued.live if job.job_id is not None and LAUNCH_FAILED in job.reason]
-    if held and not dry_run:
-        slurm.release(held)
-        print(f"released {plural(len(held), 'job')} that Slurm held after a node failed to start them")
+    if not held:
+        return None
+    slurm.release(held)
+    return f"released {plural(len(held), 'job')} that Slurm held after a node failed to start them"
 
 
 def _nothing(plan: Plan, queued: Queued) -> str:

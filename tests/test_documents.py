@@ -28,11 +28,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_make_targets_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     sweeps = {path.stem for path in (ROOT / "sweeps" / "configs").glob("*.toml")}
+    studies = {path.stem for path in (ROOT / "sweeps" / "configs" / "search").glob("*.toml")}
     for target in re.findall(r"`?make ((?:[a-z]+-)*[a-zA-Z]+)", page.read_text()):
-        if target in ("sweep-NAME", "plan-NAME"):
+        if target in ("sweep-NAME", "plan-NAME", "search-NAME"):
             continue
-        named = re.fullmatch(r"(?:sweep|plan)-(.+)", target)
-        assert (named and named[1] in sweeps) or re.search(rf"^{target}:", makefile, re.M), target
+        named = re.fullmatch(r"(sweep|plan|search)-(.+)", target)
+        known = named is not None and named[2] in (studies if named[1] == "search" else sweeps)
+        assert known or re.search(rf"^{target}:", makefile, re.M), target
 
 
 @pytest.mark.parametrize("package", ["trainer", "sweeps", "analysis"])

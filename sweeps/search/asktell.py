@@ -136,6 +136,9 @@ class Optimizer:
     def tell(self, number: int, outcome: Outcome, keep: bool = True) -> None:
         """Say what a trial came to, and keep it: a repeated proposal need not be, the log has it."""
         trial = self._trial_id(number)
+        for share, loss in outcome.curve.items():
+            # A run that ended between two looks was never reported, and others are held against it.
+            self._memory.set_trial_intermediate_value(trial, round(share * RESOURCE), loss)
         for key, value in _about(number, outcome).items():
             self._memory.set_trial_user_attr(trial, key, value)
         values = list(outcome.values) if outcome.state in ("done", "diverged") else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +63,14 @@ def cells_of(study: Study) -> list[Cell]:
         for params in study.params or (None,):
             chosen = {**point.chosen, **({"params": params} if params is not None else {})}
             found.append(_cell(study, chosen, point.partial, params))
+    if twice := [label for label, many in Counter(cell.label for cell in found).items() if many > 1]:
+        raise SweepError(f"{study.source}: two cells are called '{twice[0] or 'all'}'; drop one of them")
+    used = {dimension.name for cell in found for dimension in cell.dimensions}
+    if idle := [key for key in study.space if key not in used]:
+        raise SweepError(
+            f"{study.source}: space.{idle[0]} applies to no cell: no structure leaves it open (a family's "
+            f"name alone, as 'lowrank', does; 'lowrank-32' says it all)"
+        )
     return found
 
 
@@ -68,6 +78,8 @@ def _cell(study: Study, chosen: dict[str, Any], partial: Partial, params: int | 
     label = " ".join(f"{key}={_shown(value)}" for key, value in chosen.items())
     place = f"{study.source}: {label}" if label else study.source
     budget = (partial.get("budget") or {}).get("train_flops")
+    if isinstance(budget, bool):
+        budget = None
     if KINDS[study.kind].flops_budget and not isinstance(budget, int | float):
         raise SweepError(
             f"{place}: a study of kind {study.kind} holds training FLOPs fixed; give [budget] "
@@ -83,9 +95,25 @@ def _cell(study: Study, chosen: dict[str, Any], partial: Partial, params: int | 
     )
     if not dimensions:
         raise SweepError(f"{place}: nothing of [space] applies to structure {_shown(structure)}")
+    _check_sampler(study, dimensions, place)
     name = structure if isinstance(structure, str) else _shown(structure)
     flops = float(budget) if isinstance(budget, int | float) else None
     return Cell(study, label, chosen, partial, str(name), params, flops, dimensions)
+
+
+def _check_sampler(study: Study, dimensions: Sequence[Dimension], place: str) -> None:
+    sampler = study.search.sampler
+    if sampler == "cmaes" and len(dimensions) < 2:
+        raise SweepError(
+            f'{place}: search.sampler = "cmaes" needs two dimensions, and only {dimensions[0].name} is '
+            f"searched; take tpe"
+        )
+    ranges = [d.name for d in dimensions if d.values is None and d.name != "tokens_per_param"]
+    if sampler == "grid" and ranges:
+        raise SweepError(
+            f'{place}: search.sampler = "grid" cannot go through the range space.{ranges[0]}; give it count '
+            f"or a list of values"
+        )
 
 
 def _searched_fields(study: Study, structure: Any, place: str) -> set[str]:

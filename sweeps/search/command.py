@@ -15,7 +15,7 @@ import typer
 from sweeps.background import BackgroundMirror, mirror_of
 from sweeps.errors import SweepError
 from sweeps.launch import EXIT_DONE, EXIT_INTERRUPTED, EXIT_UNFINISHED, Ending, prepare_corpora
-from sweeps.layout import Layout, plan_layout, with_options
+from sweeps.layout import Layout, layout_or_guess, plan_layout, with_options
 from sweeps.ledger import Ledger
 from sweeps.local import WORKER
 from sweeps.search.asktell import Keeper
@@ -32,7 +32,7 @@ from sweeps.search.studyfile import Study, load_study
 from sweeps.search.summary import summary
 from sweeps.search.triallog import SeenLog, TrialLog, folder_of
 from sweeps.search.view import StudyView
-from sweeps.search.warm import learn_from_ledger
+from sweeps.search.warm import learn_from_ledger, recover
 from sweeps.session import read_record, write_record
 from sweeps.submit import Cluster, cluster_for
 from sweeps.text import flops, plural
@@ -88,6 +88,8 @@ def search(written: str, options: Options, worker: Sequence[str] = WORKER) -> En
     Raises SweepError or TrainerError, in one line, where the user has to mend something first.
     """
     study = _with_trials(load_study(written), options.trials)
+    if options.export is not None and (options.export.suffix != ".toml" or options.export.is_dir()):
+        raise SweepError(f"--export-sweep {options.export}: give a file whose name ends in .toml")
     execution = with_options(study.execution, options.slots, options.threads, options.device, study.source)
     cluster = cluster_for(study, execution, options.cluster) if options.executor == "slurm" else None
     if cluster is not None and study.kind == "pareto":
@@ -100,12 +102,18 @@ def search(written: str, options: Options, worker: Sequence[str] = WORKER) -> En
     ledger = Ledger(options.results)
     if cluster is not None:
         cluster = cluster.fitting([space.largest for space in spaces])
-    layout = cluster.layout(ledger) if cluster is not None else plan_layout(execution)
+    if cluster is not None:
+        layout = cluster.layout(ledger)
+    else:
+        # What another machine is to do can be priced here.
+        layout = layout_or_guess(execution) if options.dry_run else plan_layout(execution)
     prices = price_cells(spaces, ledger, layout)
     most = study.search.in_flight or layout.slots
     seconds = seconds_of(prices, min(most, layout.slots))
     print(price_table(prices))
-    print(f"{totals_said(prices, seconds)}, {plural(most, 'trial')} in flight; {layout.said()}", flush=True)
+    jobs = f", in up to {plural(cluster.settings.jobs, 'job')} of Slurm" if cluster is not None else ""
+    flight = f"{plural(most, 'trial')} in flight; {layout.said()}{jobs}"
+    print(f"{totals_said(prices, seconds)}, {flight}", flush=True)
     _refuse_past_caps(prices, seconds, options)
     with _owned(options.results, study, take=not options.dry_run) as folder:
         work = _Work(study, options, folder, spaces, ledger)
@@ -129,6 +137,7 @@ class _Work:
             # Those with the most and the longest data, so that a corpus that is too small is noticed now.
             prepare_corpora([space.largest for space in spaces], self.results)
         self.log = SeenLog(folder) if options.dry_run else TrialLog(folder)
+        self.recovered = recover(spaces, self.log, ledger, map(str, self.record.get("run_ids", ())))
         keeper = None if options.dry_run else Keeper(study.search.storage, folder)
         self.searched = [
             Searched(
@@ -165,9 +174,13 @@ class _Work:
         view = StudyView(self.searched, most)
         flight: LocalFlight | SlurmFlight
         if cluster is not None:
-            flight = SlurmFlight(
-                self.study, self.results, cluster, view, self._about, self._mirrors, self.write_now_and_then
-            )
+
+            def rounds() -> None:
+                self.write_now_and_then()
+                if background is not None:
+                    background.poll()
+
+            flight = SlurmFlight(self.study, self.results, cluster, view, self._about, rounds)
         else:
             flight = LocalFlight(
                 self.study.name, self.results, layout, view, bool(self._rungs), worker, background,
@@ -177,7 +190,8 @@ class _Work:
         flying = owner.take_up()
         self._learn()
         self.write()
-        said = [f"{plural(sum(len(s.trials) for s in self.searched), 'trial')} known"]
+        over = sum(trial.outcome is not None for one in self.searched for trial in one.trials)
+        said = [f"{plural(over, 'trial')} known"]
         said += [f"{flying} under way"] if flying else []
         _say(f"{', '.join(said)}, {self.left} to go; storage {self.searched[0].storage}")
         outcome, aborted = "finished", None
@@ -237,11 +251,10 @@ class _Work:
         return Speeds(second, reference, self.folder, layout).measure
 
     def _learn(self) -> None:
-        """Runs that are done and no trial asked for, or whose trial is in no log any more."""
-        own = frozenset(str(one) for one in self.record.get("run_ids", ()))
-        mine, others = learn_from_ledger(self.searched, self.ledger, own, self.study.search.warm_start)
-        if mine:
-            _say(f"{plural(mine, 'trial')} of this study that no log has: taken from the ledger")
+        """Runs that are done and no trial asked for."""
+        if self.recovered:
+            _say(f"{plural(self.recovered, 'trial')} of this study that no log has: taken from the ledger")
+        others = learn_from_ledger(self.searched, self.ledger) if self.study.search.warm_start else 0
         if others:
             _say(f"{plural(others, 'finished run')} of other sweeps: they teach the sampler")
 
@@ -268,7 +281,8 @@ class _Work:
         line += f" ({plural(repeats, 'proposal')} repeated at no cost)" if repeats else ""
         line += f"; {duration(seconds)}"
         if outcome != "finished":
-            jobs = "; its jobs go on (python -m sweeps cancel stops them)" if slurm else ""
+            jobs = f"; its jobs go on ('python -m sweeps cancel {self.study.argument}' stops them)"
+            jobs = jobs if slurm and outcome == "interrupted" else ""
             return Ending(
                 EXIT_INTERRUPTED, f"{outcome}: {line}; {self.left} to go{jobs}; the same command goes on"
             )
@@ -318,6 +332,9 @@ def _owned(results: Path, study: Study, take: bool) -> Iterator[Path]:
             f"status --watch "
             f"{study.argument}'"
         ) from None
+    except OSError:
+        with io_errors(folder / LOCK):
+            raise
     try:
         yield folder
     finally:

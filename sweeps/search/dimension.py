@@ -82,11 +82,13 @@ def dimension(name: str, given: tuple[float, ...] | Range, source: str) -> Dimen
 
 def _of_range(name: str, given: Range, whole: bool, place: str) -> Dimension:
     low, high, step = given.low, given.high, given.step
+    if whole and not all(float(one).is_integer() for one in (low, high, step or 1.0)):
+        raise SweepError(f"{place}: whole numbers are wanted")
     if whole and given.count is None and step is None and not given.log:
         step = 1.0
     if step is None and given.count is None:
         if whole or (name not in CONTINUOUS and "." not in name):
-            raise SweepError(f"{place}: a range of shapes needs step or count")
+            raise SweepError(f"{place}: a range of whole numbers or of ratios needs step or count")
         return Dimension(name, None, low, high, given.log)
     if step is not None:
         many = math.floor((high - low) / step + 1e-9) + 1

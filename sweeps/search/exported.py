@@ -27,18 +27,16 @@ def export_sweep(study: Study, searched: Sequence[Searched], path: Path) -> int:
     The file says everything of each run, so that it names the very runs that are in the ledger.
     Raises SweepError where no cell has one, or the file is there and says something else.
     """
-    if path.suffix != ".toml":
-        raise SweepError(f"--export-sweep {path}: a sweep file ends in .toml")
     best = [(one, one.best) for one in searched if one.best is not None]
     missing = [one.cell.label or study.name for one in searched if one.best is None]
     if not best:
         raise SweepError(f"--export-sweep: no trial of {study.name} is done; run the search first")
     text = _text(study, [(one, trial) for one, trial in best if trial is not None], missing)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise SweepError(
-            f"{path}: is there already and says something else; choose another file, or move it aside"
-        )
     with io_errors(path):
+        if path.exists() and path.read_bytes() != text.encode():
+            raise SweepError(
+                f"{path}: is there already and says something else; choose another file, or move it aside"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text)
     return len(best)
@@ -88,7 +86,11 @@ def _shared(tables: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[d
         inner[last] = flat[0][key]
     own = [key for key in keys if key not in same]
     for key in own:
-        assert all(key in one for one in flat), key
+        if not all(key in one for one in flat):
+            raise SweepError(
+                f"--export-sweep: only some of the winners have {key}, which one sweep file cannot say; "
+                f"split the study into one for each"
+            )
     return shared, [{key: one[key] for key in own} for one in flat] if own else []
 
 

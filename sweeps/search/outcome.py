@@ -47,7 +47,7 @@ def write_outcome(study: Study, searched: Sequence[Searched], results: Path, imp
     dimensions = dict.fromkeys(f"search.{d.name}" for one in searched for d in one.cell.dimensions)
     write_atomic(folder / TRIALS, _csv((*_HEAD, *dimensions, *_TAIL), rows))
     best = {
-        one.cell.label: {"val_loss": one.best.loss, "run_id": one.best.asked.run}
+        called(one): {"val_loss": one.best.loss, "run_id": one.best.asked.run}
         for one in searched
         if one.best is not None
     }
@@ -68,14 +68,19 @@ def _csv(heads: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 def _importance(searched: Searched) -> list[dict[str, Any]]:
     done = sum(trial.loss is not None for trial in searched.by_run.values())
     return [
-        {"study": searched.cell.study.name, "cell": searched.cell.label, "dimension": name,
+        {"study": searched.cell.study.name, "cell": called(searched), "dimension": name,
          "importance": f"{share:.6g}", "method": METHOD, "trials": done}
         for name, share in searched.importance().items()
     ]  # fmt: skip
 
 
 def _rows(searched: Searched) -> list[dict[str, Any]]:
-    return [_row(searched, trial) for trial in searched.trials if trial.outcome is not None]
+    # Knowledge from elsewhere that was then asked for stands there once, as what was asked for.
+    return [
+        _row(searched, trial)
+        for trial in searched.trials
+        if trial.outcome is not None and not (trial.asked.warm and trial.asked.run in searched.proposed)
+    ]
 
 
 def _row(searched: Searched, trial: Trial) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def _row(searched: Searched, trial: Trial) -> dict[str, Any]:
     return {
         "study": cell.study.name,
         "kind": cell.study.kind,
-        "cell": cell.label,
+        "cell": called(searched),
         "structure": cell.structure,
         "size": lookup_size(searched),
         "budget_flops": "" if (target := searched.space.target(config)) is None else f"{target:.12g}",
@@ -97,7 +102,7 @@ def _row(searched: Searched, trial: Trial) -> dict[str, Any]:
         "from_ledger": int(asked.known or asked.warm),
         "run_id": asked.run,
         "sampler": "" if asked.warm else cell.study.search.sampler,
-        **{f"search.{name}": f"{value:g}" for name, value in asked.point.items()},
+        **{f"search.{name}": f"{value:.12g}" for name, value in asked.point.items()},
         **_realised(config),
         "val_loss": result.get("val_loss", "") if done else "",
         "val_loss_se": result.get("val_loss_se", "") if done else "",
@@ -107,6 +112,11 @@ def _row(searched: Searched, trial: Trial) -> dict[str, Any]:
         "seconds": result.get("seconds", ""),
         "finished": result.get("finished", "") or _time(trial),
     }
+
+
+def called(searched: Searched) -> str:
+    """What tables call a cell, which has no label where the study has no axes."""
+    return searched.cell.label or "all"
 
 
 def lookup_size(searched: Searched) -> str:
@@ -130,7 +140,7 @@ def _realised(config: RunConfig) -> dict[str, Any]:
         "tokens": config.steps * config.optim.batch_tokens,
         "tokens_per_param": f"{config.tokens / params:.6g}",
         "batch_tokens": config.optim.batch_tokens,
-        "peak_lr": f"{config.optim.peak_lr:g}",
+        "peak_lr": f"{config.optim.peak_lr:.12g}",
         "seed": config.seed,
         "train_flops": train_flops(config),
     }

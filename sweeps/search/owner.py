@@ -143,7 +143,7 @@ class Owner:
     ) -> Outcome:
         """What an ended run means to the sampler."""
         facts: dict[str, Any] = {"run_id": run_id}
-        curve = dict(self._passed(run_id, config, 0)) if self.rungs else {}
+        curve = dict(self._passed(run_id, config, 0.0)) if self.rungs else {}
         if state.state in ("pruned", "failed", "corrupt"):
             if state.message:
                 facts["message"] = state.message[:300]
@@ -198,7 +198,7 @@ class Owner:
         for run_id, there in self.flying.items():
             searched, trial = there[0]
             for share, loss in self._passed(run_id, trial.config, trial.rung):
-                trial.rung += 1
+                trial.rung = share
                 if searched.optimizer.report(trial.asked.number, share, loss):
                     reason = f"training loss {loss:.4f} after {share:.0%} of its tokens lags behind"
                     trial.doomed = {"study": searched.cell.study.name, "rung": share, "reason": reason}
@@ -207,9 +207,9 @@ class Owner:
                 # Again and again: a worker that ends before it looks has not seen it.
                 self.flight.prune(run_id, trial.doomed)
 
-    def _passed(self, run_id: str, config: RunConfig, first: int) -> list[tuple[float, float]]:
-        """(share of the run, training loss just before it) of the rungs that it has passed since."""
-        rungs = self.rungs[first:]
+    def _passed(self, run_id: str, config: RunConfig, since: float) -> list[tuple[float, float]]:
+        """(share of the run, training loss just before it) of the rungs that it has passed since a share."""
+        rungs = [share for share in self.rungs if share > since]
         if not rungs:
             return []
         try:
@@ -218,10 +218,13 @@ class Owner:
             return []
         found = []
         for share in rungs:
-            # A single line of a short run is the loss of a single batch.
-            near = [one for one in lines if share - SMOOTHING < one["step"] / config.steps <= share]
-            if not near or lines[-1]["step"] < share * config.steps:
+            if not lines or lines[-1]["step"] < share * config.steps:
                 break
+            before = [one for one in lines if one["step"] / config.steps <= share]
+            if not before:
+                continue
+            # A single line of a short run is the loss of a single batch; of a run with few lines it is all.
+            near = [one for one in before if share - SMOOTHING < one["step"] / config.steps] or before[-1:]
             loss = sum(float(one["train_loss"]) for one in near) / len(near)
             if not math.isfinite(loss):
                 break

@@ -34,8 +34,8 @@ class Trial:
     """The run's state when it was over."""
     second: float | None = None
     """The second objective of a pareto study."""
-    rung: int = 0
-    """Rungs at which it was held against the others."""
+    rung: float = 0.0
+    """The last share of it at which it was held against the others."""
     doomed: dict[str, Any] | None = None
     """Why it is to be pruned, from the moment at which that is decided."""
 
@@ -76,7 +76,8 @@ class Searched:
         self.proposed: set[str] = set()
         """Runs that this search has asked for."""
         self.exhausted = False
-        self._grid = settings.sampler == "grid"
+        # Where every point will be tried in the end, no sampler is asked in which order.
+        self._grid = settings.sampler == "grid" or self.target == space.size
         self._seed = seed
         mine = [line for line in log.lines if line.search == cell.name]
         # A search that goes on must not draw again what it drew at first.
@@ -127,11 +128,11 @@ class Searched:
         return self._added(Trial(asked, asked.run_config, outcome, state if outcome else None))
 
     def learn(
-        self, point: Mapping[str, float], config: RunConfig, outcome: Outcome, state: RunState, own: bool
+        self, point: Mapping[str, float], config: RunConfig, outcome: Outcome, state: RunState
     ) -> Trial:
-        """Add a run that is done already: knowledge from elsewhere, or (`own`) a trial whose log was lost."""
+        """Add a run that is done already: knowledge from elsewhere."""
         number = self.optimizer.restore(point, outcome)
-        asked = self._asked(number, point, config, repeat=False, warm=not own, known=True)
+        asked = self._asked(number, point, config, repeat=False, warm=True, known=True)
         return self._added(Trial(asked, config, outcome, state))
 
     def propose(self, known: Any) -> tuple[Trial, bool] | None:

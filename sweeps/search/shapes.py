@@ -18,7 +18,7 @@ from sweeps.grid import assign
 from sweeps.resolver import Resolver
 from sweeps.rules import lookup
 from sweeps.search.cells import FIELD_KEYS, Cell
-from sweeps.search.studyfile import significant
+from sweeps.search.studyfile import PLAIN_KEYS, significant
 from trainer.config import RunConfig
 from trainer.flops import model_counts
 from trainer.models.config import ModelConfig
@@ -26,8 +26,6 @@ from trainer.presets import Partial
 
 Point = Mapping[str, float]
 """Key of the space -> value."""
-_PLAIN = {"d_model": "model.d_model", "n_layers": "model.n_layers", "d_ff": "model.d_ff",
-          "peak_lr": "optim.peak_lr", "batch_tokens": "optim.batch_tokens"}  # fmt: skip
 TOLERANCE = 0.01
 """How far, relatively, what a study holds fixed may be off."""
 
@@ -54,8 +52,8 @@ class Shaper:
         """The partial RunConfig of a point."""
         partial = self.cell.partial
         for key, value in point.items():
-            if key in _PLAIN:
-                partial = assign(partial, _PLAIN[key], value)
+            if key in PLAIN_KEYS:
+                partial = assign(partial, PLAIN_KEYS[key], value)
             elif "." in key:
                 partial = assign(partial, key, value)
         width = int(point["d_model"]) if "d_model" in point else None
@@ -160,7 +158,7 @@ def realised(config: RunConfig, key: str) -> float | None:
         if value is None:
             return None
         return float(value) / model.d_model if key == "rank_ratio" else value
-    return _at(config, _PLAIN.get(key, key))
+    return _at(config, PLAIN_KEYS.get(key, key))
 
 
 def _at(config: RunConfig, key: str) -> float | None:

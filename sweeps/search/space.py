@@ -12,6 +12,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,6 +29,10 @@ from trainer.presets import Budget
 
 MOST_SHAPES = 20_000
 TOKENS = "tokens_per_param"
+DRAWS = 1000
+"""So many draws from a range that were all tried before, and it counts as exhausted."""
+INSIDE = 0.618
+"""A share of a range that is a whole number at neither end of any short one."""
 
 
 class Space:
@@ -44,9 +49,11 @@ class Space:
         self.numbers = [d for d in cell.dimensions if d.values is None and not self._derived(d)]
         """Dimensions that are no grid."""
         self._configs: dict[tuple[float, ...], RunConfig] = {}
+        self._keys: dict[RunConfig, tuple[float, ...]] = {}
         self._hidden: dict[tuple[float, ...], Point] = {}
         self._fill()
         self._points = list(self._configs)
+        self._check_numbers()
         self._places = np.array(
             [[d.place(v) for d, v in zip(self._grid, p, strict=True)] for p in self._points]
         )
@@ -65,6 +72,13 @@ class Space:
     def largest(self) -> RunConfig:
         """The run with the most training tokens."""
         return max(self._configs.values(), key=lambda config: config.tokens)
+
+    def ends(self, one: Dimension) -> tuple[float, float]:
+        """Smallest and largest value of a dimension that any point has."""
+        if one not in self._grid:
+            return one.low, one.high
+        values = [key[self._grid.index(one)] for key in self._points]
+        return min(values), max(values)
 
     def sample(self, most: int) -> list[RunConfig]:
         """Runs from all over the grid, at most so many."""
@@ -92,6 +106,9 @@ class Space:
 
     def locate(self, config: RunConfig) -> dict[str, float] | None:
         """The point that a run stands for; None where it is no run of this cell."""
+        if not self.numbers:
+            key = self._keys.get(config)
+            return None if key is None else self._named(key)
         near: dict[str, float] = {}
         for one in self.dimensions:
             value = realised(config, one.name)
@@ -113,16 +130,19 @@ class Space:
         """
         draw = random.Random(seed)
         if self.numbers:
-            key = draw.choice(self._points) if self._grid else ()
-            point = self._named(key)
-            for one in self.numbers:
-                share = draw.random()
-                spread = one.high / one.low if one.log else one.high - one.low
-                value = one.low * spread**share if one.log else one.low + share * spread
-                point[one.name] = one.nearest(value)
-            return {d.name: point[d.name] for d in self.dimensions}
+            drawn = (self._drawn(draw) for _ in range(DRAWS))
+            return next((point for point in drawn if tuple(point.values()) not in tried), None)
         left = [key for key in self._points if tuple(self._named(key).values()) not in tried]
         return self._named(draw.choice(left)) if left else None
+
+    def _drawn(self, draw: random.Random) -> dict[str, float]:
+        point = self._named(draw.choice(self._points))
+        for one in self.numbers:
+            share = draw.random()
+            spread = one.high / one.low if one.log else one.high - one.low
+            value = one.low * spread**share if one.log else one.low + share * spread
+            point[one.name] = one.nearest(value)
+        return {d.name: point[d.name] for d in self.dimensions}
 
     def every(self) -> Iterator[dict[str, float]]:
         """All points, in order of the dimensions; only of spaces that have a `size`."""
@@ -158,11 +178,22 @@ class Space:
             if self.by_size:
                 grid = {**grid, TOKENS: significant(config.tokens / model_counts(config.model).params_total)}
             key = tuple(grid[d.name] for d in self._grid)
-            if key not in self._configs:
-                self._configs[key] = config
+            # Two ratios may be rounded to the same rank: one run is one point.
+            if key not in self._configs and config not in self._keys:
+                self._configs[key], self._keys[config] = config, key
                 self._hidden[key] = {k: v for k, v in {**grid, **hidden}.items() if k != TOKENS}
         if not self._configs:
             raise SweepError(self._empty(reasons))
+
+    def _check_numbers(self) -> None:
+        """Refuse a range that has values which no run can have; its high end was tried with every shape."""
+        for share in (0.0, INSIDE) if self.numbers else ():
+            self.config(
+                {
+                    **self._named(self._points[0]),
+                    **{d.name: d.nearest(d.low + share * (d.high - d.low)) for d in self.numbers},
+                }
+            )
 
     def _combinations(self) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
         """Values of the grid's dimensions, and what they entail that is not searched."""
@@ -243,8 +274,11 @@ class Space:
             sum(reasons.values()),
             self.shaper.place,
         )
-        if "whole steps" in reason:
+        if "whole steps" in reason or (self.cell.budget is not None and "less than one batch" in reason):
             least = self._least_budget()
+            # Rounded up: who does what the line says is not to be told the same again.
+            digit = 10.0 ** math.floor(math.log10(least) - 1)
+            least = math.ceil(least / digit) * digit
             return (
                 f"{place}: the budget is impossible: {flops(self.cell.budget or 0.0)} FLOPs are less "
                 f"than 100 "
@@ -257,11 +291,12 @@ class Space:
 
     def _least_budget(self) -> float:
         free = {one.name: one.high for one in self.numbers}
+        # Any budget does that is enough: only the cost of a step is asked for.
+        rich = Shaper(replace(self.cell, partial={**self.cell.partial, "budget": {"tokens": 10**15}}))
         steps = []
         for grid, hidden in self._combinations():
             try:
-                # Any budget does: only the cost of a step is asked for.
-                config = self.shaper.config({**grid, **hidden, **free})
+                config = rich.config({**grid, **hidden, **free})
             except (SweepError, TrainerError):
                 continue
             steps.append(flops_per_step(config.model, config.optim.batch_tokens))

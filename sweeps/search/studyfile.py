@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sweeps.errors import SweepError
-from sweeps.rules import check_key, flatten
+from sweeps.rules import check_key, flatten, normal_key
 from sweeps.sweepfile import CONFIGS, Sweep, find_sweep, parse_as
 from trainer.messages import nearest, validation_line
 from trainer.presets import load_toml
@@ -30,9 +30,14 @@ STUDIES = CONFIGS / "search"
 SHAPE_KEYS = ("d_model", "n_layers", "d_ff", "ff_ratio", "rank", "rank_ratio", "n_blocks")
 """Short keys of a space that change the shape of the network."""
 SHORT_KEYS = (*SHAPE_KEYS, "peak_lr", "batch_tokens", "tokens_per_param")
+PLAIN_KEYS = {"d_model": "model.d_model", "n_layers": "model.n_layers", "d_ff": "model.d_ff",
+              "peak_lr": "optim.peak_lr", "batch_tokens": "optim.batch_tokens"}  # fmt: skip
+"""Short keys that are one field of a run, and which."""
 SAMPLERS = ("tpe", "cmaes", "gp", "grid", "random")
 PRUNERS = ("none", "median", "halving", "hyperband")
 LONGEST_GRID = 1000
+LEAST_RUNG = 0.01
+FOLLOWING = ("model.n_heads", "model.n_kv_heads", "model.attn_dim", "model.seq_len", "model.vocab_size")
 DIGITS = 3
 """Significant digits of what is sampled continuously: two proposals nearer than that are one run."""
 
@@ -75,9 +80,9 @@ class _Table(BaseModel):
 class Range(_Table):
     """A range of a space."""
 
-    low: float
+    low: float = Field(strict=True)
     """Smallest value."""
-    high: float
+    high: float = Field(strict=True)
     """Largest value."""
     step: float | None = Field(default=None, gt=0)
     """Distance of neighbours; a range of whole numbers has 1."""
@@ -92,6 +97,9 @@ class Range(_Table):
             raise ValueError(f"low = {self.low:g} is not below high = {self.high:g}; the range is empty")
         if self.log and self.low <= 0:
             raise ValueError(f"log = true needs low > 0, and low is {self.low:g}")
+        wide = self.high / self.low if self.log else (self.high - self.low) / (self.step or 1.0)
+        if not math.isfinite(wide):
+            raise ValueError(f"low = {self.low:g} and high = {self.high:g} are too far apart")
         if self.step is not None and (self.count is not None or self.log):
             raise ValueError(
                 "step is for evenly spaced values; give either step or count (with or without log)"
@@ -222,7 +230,8 @@ def _keys(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys of a space; a table with a low or a high end is a range."""
     found: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, Mapping) and not {"low", "high", "step", "count", "log"} & value.keys():
+        inner = isinstance(value, Mapping) and value and prefix + key not in SHORT_KEYS
+        if inner and not {"low", "high", "step", "count", "log"} & value.keys():
             found |= _keys(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value
@@ -239,6 +248,8 @@ def _entry(value: Any, place: str) -> tuple[float, ...] | Range:
         raise SweepError(f"{place} = {value!r}: give a list of values, or a range {{low = ..., high = ...}}")
     if any(isinstance(one, bool) or not isinstance(one, int | float) for one in value):
         raise SweepError(f"{place} = {value}: only numbers can be searched; make anything else an axis")
+    if not all(math.isfinite(one) for one in value):
+        raise SweepError(f"{place} = {value}: give finite numbers")
     if len(set(value)) < 2:
         raise SweepError(
             f"{place} = {value}: nothing to search; give two values or more, or put it in [base]"
@@ -272,8 +283,11 @@ def _check(study: Study) -> None:
             raise SweepError(f"{source}: a study of kind {study.kind} searches {key}; add it to [space]")
     _check_pairs(study)
     _check_kind(study)
-    if not all(0 < rung < 1 for rung in study.search.rungs) or not study.search.rungs:
-        raise SweepError(f"{source}: search.rungs = {list(study.search.rungs)}: give shares between 0 and 1")
+    if not all(LEAST_RUNG <= rung < 1 for rung in study.search.rungs) or not study.search.rungs:
+        raise SweepError(
+            f"{source}: search.rungs = {list(study.search.rungs)}: give shares of a run from {LEAST_RUNG} to "
+            f"below 1"
+        )
 
 
 def _check_dotted(key: str, source: str) -> None:
@@ -281,7 +295,7 @@ def _check_dotted(key: str, source: str) -> None:
         raise SweepError(f"{source}: space: unknown key '{key}'{nearest(key, list(SHORT_KEYS))}")
     check_key(key, f"{source}: space")
     short = key.rpartition(".")[2]
-    if short in SHORT_KEYS or key in ("model.n_heads", "model.n_kv_heads", "model.attn_dim", "model.seq_len"):
+    if short in SHORT_KEYS or key in FOLLOWING:
         better = f"write {short}" if short in SHORT_KEYS else "make it an axis"
         raise SweepError(f"{source}: space.{key}: {better}, so that the other sizes can follow")
     if key.startswith(("budget.", "data.", "eval.", "guide.")) or key in ("tokens", "seed"):
@@ -292,6 +306,19 @@ def _check_pairs(study: Study) -> None:
     for one, other in (("d_ff", "ff_ratio"), ("rank", "rank_ratio")):
         if one in study.space and other in study.space:
             raise SweepError(f"{study.source}: space.{one} and space.{other} set the same thing; keep one")
+    places = {f"base.{key}": key for key in flatten(study.base)}
+    places |= {f"axes.{key}": key for key in flatten(study.axes)}
+    places |= {f"zip.{key}": key for table in study.zip for key in flatten(table)}
+    places |= {f"override.{key}": key for one in study.override for key in flatten(one.set)}
+    searched = {PLAIN_KEYS.get(key, "model.d_ff" if key == "ff_ratio" else key): key for key in study.space}
+    for place, key in places.items():
+        if normal_key(key) in searched:
+            raise SweepError(
+                f"{study.source}: {place} and space.{searched[normal_key(key)]} set the same thing; keep one"
+                + (" (the base's size comes from a preset)" if place.startswith("base.model") else "")
+            )
+        if key == "model.d_ff" and study.kind == "width-params":
+            raise SweepError(f"{study.source}: {place}: d_ff follows from the parameters; drop it")
 
 
 def _check_kind(study: Study) -> None:
@@ -320,12 +347,15 @@ def _check_kind(study: Study) -> None:
         raise SweepError(
             f'{source}: shape.d_model and shape.aspect are for kind = "tokens"; search d_model in [space]'
         )
-    for key in ("d_model", "n_layers"):
-        if key in flatten(study.base.get("model", {})) and key in study.space:
+    if study.kind == "tokens":
+        ratios = study.space["tokens_per_param"]
+        if not isinstance(ratios, Range) or ratios.step is not None or ratios.count is not None:
             raise SweepError(
-                f"{source}: base.model.{key} and space.{key} set the same thing; take the base's size from a "
-                f"preset, or drop it"
+                f"{source}: space.tokens_per_param: give a range {{low = ..., high = ..., log = true}}; "
+                f"which of its values there are follows from the sizes"
             )
+        if study.shape.d_model == ():
+            raise SweepError(f"{source}: shape.d_model is empty; give the widths that a size may have")
 
 
 def significant(value: float) -> float:

@@ -63,10 +63,10 @@ def standard_error(trial: Trial) -> float:
 
 
 def edges(searched: Searched, trial: Trial) -> list[str]:
-    """Dimensions in which a point lies at an end of what is searched: the best may lie beyond."""
+    """Dimensions in which a point lies at an end of what can be had: the best may lie beyond."""
     found = []
     for one in searched.cell.dimensions:
-        value = trial.asked.point[one.name]
-        if value in (one.low, one.high):
-            found.append(f"{one.name} {'lowest' if value == one.low else 'highest'}")
+        value, (low, high) = trial.asked.point[one.name], searched.space.ends(one)
+        if low < high and value in (low, high):
+            found.append(f"{one.name} {'lowest' if value == low else 'highest'}")
     return found

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from sweeps.errors import SweepError
 from trainer.config import RunConfig
 from trainer.rundir import io_errors
@@ -49,8 +51,14 @@ class Asked:
 
     @property
     def run_config(self) -> RunConfig:
-        """Its configuration."""
-        return RunConfig.model_validate_json(self.config)
+        """Its configuration; SweepError where this version of the program has no such run."""
+        try:
+            return RunConfig.model_validate_json(self.config)
+        except ValidationError:
+            raise SweepError(
+                f"{LOG}: trial {self.number} of {self.search} is a run that this version of the program does "
+                f"not know; move the file aside, and the search goes on from the runs that are done"
+            ) from None
 
 
 class TrialLog:
@@ -70,8 +78,11 @@ class TrialLog:
 
     def add(self, asked: Asked) -> None:
         """Append a trial."""
+        self.lines.append(asked)
+        rest = memoryview(json.dumps(asdict(asked)).encode() + b"\n")
         with io_errors(self.path):
-            self._file.write(json.dumps(asdict(asked)).encode() + b"\n")
+            while rest:
+                rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         """Make sure that it is on the disk."""
@@ -88,7 +99,8 @@ class SeenLog(TrialLog):
         self.lines = read_log(folder)
 
     def add(self, asked: Asked) -> None:
-        """Nothing."""
+        """Only remember a trial."""
+        self.lines.append(asked)
 
     def close(self) -> None:
         """Nothing."""
@@ -106,7 +118,11 @@ def read_log(folder: Path) -> list[Asked]:
 
 def _parsed(line: bytes, path: Path, n: int) -> Asked:
     try:
-        return Asked(**json.loads(line))
+        asked = Asked(**json.loads(line))
+        good = all(isinstance(text, str) for text in (asked.search, asked.run, asked.config))
+        if not good or not isinstance(asked.point, dict) or not isinstance(asked.number, int):
+            raise ValueError
+        return asked
     except (ValueError, TypeError):
         raise SweepError(
             f"{path}, line {n}: no line of a study's log; move the file aside, and the search goes on "

@@ -122,11 +122,14 @@ class StudyView:
             self._last_line = now
             for name, facts in self._rows():
                 self.say("  " + "  ".join(filter(None, (name, *facts))))
+            if waiting := len(self._flying) - len(self._rows()):
+                self.say(f"  {plural(waiting, 'trial')} waiting to be begun")
 
     def _rows(self) -> list[tuple[str, tuple[str, str, str, str]]]:
         return [
             (f"{searched.cell.label} {said(trial.asked.point)}", self._texts(run_id))
             for run_id, (searched, trial) in self._flying.items()
+            if run_id in self._facts
         ]
 
     def _texts(self, run_id: str) -> tuple[str, str, str, str]:

@@ -235,16 +235,32 @@ class Stubborn:
     """Proposes the same point again and again."""
 
     def __init__(self, one: Any) -> None:
-        self.ask = one.optimizer.ask
+        self.ask, self.names = one.optimizer.ask, [d.name for d in one.cell.dimensions]
         one.optimizer.ask = self._ask
 
     def _ask(self, fixed: Any = None) -> Any:
-        return self.ask(fixed or {"d_model": 24, "n_layers": 2})
+        point = {"d_model": 24, "n_layers": 2, "peak_lr": 0.004}
+        return self.ask(fixed or {name: point[name] for name in self.names})
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_on_a_grid_the_nearest_point_that_was_not_asked_for_is_tried(tmp_path: Path, most: int) -> None:
+    one = lab(tmp_path, axes="structure = ['dense']", search=JOURNAL + "trials = 3", most=most)
+    owner = one.open()
+    Stubborn(one.searched[0])
+    while not owner.over:
+        owner.step(hurry=True)
+        one.training.look()
+    check_over(one, 3)
+    points = [(trial.asked.point["d_model"], trial.asked.point["n_layers"]) for trial in one.trials]
+    assert points[0] == (24, 2) and sorted(points[1:]) == [(12, 2), (36, 2)]
+    one.close()
 
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_a_repeat_in_flight_or_known_is_answered_and_the_search_goes_on(tmp_path: Path, most: int) -> None:
-    one = lab(tmp_path, axes="structure = ['dense']", search=JOURNAL + "trials = 3", most=most)
+    space = "d_model = [12, 24]\nn_layers = [1, 2]\npeak_lr = {low = 0.003, high = 0.005}"
+    one = lab(tmp_path, axes="structure = ['dense']", space=space, search=JOURNAL + "trials = 3", most=most)
     owner = one.open()
     Stubborn(one.searched[0])
     while not owner.over:

@@ -46,7 +46,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
         ({"trial": "1"}, "has trial 1 twice"),
         ({"run_id": ""}, "run_id is empty"),
         ({"search.d_model": "wide"}, "search.d_model = 'wide' is not a number"),
-        ({"search.d_model": "0"}, "is not above zero"),
+        ({"search.d_model": "-1"}, "is below zero"),
         ({"kind": "depth"}, "kind is both"),
         ({"study": "other"}, "study is both"),
         ({"structure": "blockdense"}, "has several structures or budgets"),

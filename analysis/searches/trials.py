@@ -268,8 +268,8 @@ def _trial(row: Mapping[str, str], place: str) -> Trial:
         for name, text in row.items()
         if name.startswith(SEARCH) and text
     )
-    if any(value <= 0 for _, value in searched):
-        raise AnalysisError(f"{place}: a searched dimension is not above zero; {_again('')}")
+    if any(value < 0 for _, value in searched):
+        raise AnalysisError(f"{place}: a searched dimension is below zero; {_again('')}")
     return Trial(
         cell=row["cell"], structure=row["structure"], size=row.get("size", ""), number=int(row["trial"]),
         state=row["state"], repeat=row["repeat"] == "1", from_ledger=row.get("from_ledger") == "1",

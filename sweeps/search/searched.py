@@ -75,6 +75,7 @@ class Searched:
         """The first trial of each run, knowledge from elsewhere included."""
         self.proposed: set[str] = set()
         """Runs that this search has asked for."""
+        self._taken: set[tuple[float, ...]] = set()
         self.exhausted = False
         # Where every point will be tried in the end, no sampler is asked in which order.
         self._grid = settings.sampler == "grid" or self.target == space.size
@@ -150,12 +151,13 @@ class Searched:
             in_a_row += 1
         fixed = None
         if self._grid or in_a_row >= REPEATS or self._tried_all():
-            fixed = self.space.untried(self._tried(), self._seed + len(self.trials))
+            fixed = self.space.untried(self._taken, self._seed + len(self.trials))
             if fixed is None:
                 self.exhausted = True
                 return None
         number, raw = self.optimizer.ask(fixed)
-        point = self.space.snap(raw)
+        # The same run again teaches nothing: the nearest that was not asked for does.
+        point = self.space.snap(raw, self._taken)
         if point != raw:
             self.optimizer.settle(number, point)
         config = self.space.config(point)
@@ -178,18 +180,12 @@ class Searched:
         size = self.space.size
         return size is not None and len(self.proposed) >= size
 
-    def _tried(self) -> set[tuple[float, ...]]:
-        return {
-            tuple(trial.asked.point[d.name] for d in self.cell.dimensions)
-            for trial in self.trials
-            if not trial.asked.warm
-        }
-
     def _added(self, trial: Trial) -> Trial:
         self.trials.append(trial)
         self.by_run.setdefault(trial.asked.run, trial)
         if not trial.asked.warm:
             self.proposed.add(trial.asked.run)
+            self._taken.add(tuple(trial.asked.point[d.name] for d in self.cell.dimensions))
         return trial
 
     def _asked(

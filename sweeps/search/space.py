@@ -53,6 +53,7 @@ class Space:
         self._hidden: dict[tuple[float, ...], Point] = {}
         self._fill()
         self._points = list(self._configs)
+        self._ranks = {key: number for number, key in enumerate(self._points)}
         self._check_numbers()
         self._places = np.array(
             [[d.place(v) for d, v in zip(self._grid, p, strict=True)] for p in self._points]
@@ -85,12 +86,21 @@ class Space:
         configs = list(self._configs.values())
         return configs[:: max(1, -(-len(configs) // most))]
 
-    def snap(self, point: Point) -> dict[str, float]:
-        """The nearest point that can be had, nearness counted in ranks of the grid's values."""
+    def snap(self, point: Point, taken: Collection[tuple[float, ...]] = ()) -> dict[str, float]:
+        """The nearest point that can be had, nearness counted in ranks of the grid's values.
+
+        Args:
+            point: a value of each dimension.
+            taken: points, as values in order of the dimensions, to stay away from; those of spaces without a
+                `size` are so many that they are not.
+        """
         snapped = dict(point)
         if self._grid:
             at = np.array([d.place(point[d.name]) for d in self._grid])
-            best = int(np.argmin(((self._places - at) ** 2).sum(axis=1)))
+            far = ((self._places - at) ** 2).sum(axis=1)
+            if not self.numbers and len(taken) < len(self._points):
+                far[[self._ranks[one] for one in taken]] = np.inf
+            best = int(np.argmin(far))
             snapped |= self._named(self._points[best])
         for one in self.numbers:
             snapped[one.name] = one.nearest(point[one.name])

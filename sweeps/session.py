@@ -176,12 +176,7 @@ def write_record(
     Raises SweepError where another sweep file of the same name is recorded there.
     """
     path = results / "sweeps" / f"{sweep}.json"
-    other = (read_record(results, sweep) or {}).get("file", "")
-    if other and Path(other).is_file() and not os.path.samefile(other, file):
-        raise SweepError(
-            f"{file}: the name '{sweep}' is taken in {results} by {other}; rename this file, or choose "
-            f"another folder with --results"
-        )
+    refuse_other_file(results, sweep, file)
     with io_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
@@ -191,6 +186,16 @@ def write_record(
         record["study"] = dict(study)
     write_atomic(path, json.dumps(record, indent=1) + "\n")
     return path
+
+
+def refuse_other_file(results: Path, sweep: str, file: Path) -> None:
+    """SweepError where another file of the same name is recorded there."""
+    other = (read_record(results, sweep) or {}).get("file", "")
+    if other and Path(other).is_file() and not os.path.samefile(other, file):
+        raise SweepError(
+            f"{file}: the name '{sweep}' is taken in {results} by {other}; rename this file, or choose "
+            f"another folder with --results"
+        )
 
 
 def read_record(results: Path, sweep: str) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any
 from conftest import fake_result
 
 from sweeps.ledger import FAILURES, MAX_ATTEMPTS, Ledger, RunState
+from sweeps.prune import prune_line
 from sweeps.search.asktell import Keeper
 from sweeps.search.bench import Silent, loss_of
 from sweeps.search.cells import cells_of
@@ -122,7 +123,7 @@ class Training:
             looks, config = self.under_way.pop(run_id)
             self.pruned[run_id] = facts
             folder = self.ledger.run_dir(run_id)
-            (folder / STATUS).write_text(json.dumps({"state": "pruned", "message": facts["reason"]}))
+            (folder / STATUS).write_text(json.dumps({"state": "pruned", "message": prune_line(facts)}))
             (folder / "checkpoints").mkdir()
             for end in ("safetensors", "json"):
                 step = looks * config.steps // LOOKS

@@ -201,7 +201,7 @@ def test_what_diverged_is_a_finite_penalty_and_never_the_best(tmp_path: Path) ->
     assert one.run()
     kept = [trial for trial in one.kept() if trial.user_attrs["run"].get("diverged")]
     assert len(kept) == 16
-    assert all(trial.state.name == "COMPLETE" and trial.values == [math.log(17)] for trial in kept)
+    assert all(trial.state.name == "COMPLETE" and trial.values == [2 * math.log(17)] for trial in kept)
     for searched in one.searched:
         assert searched.best is not None and searched.best.config.model.n_layers == 1
     found = rows(one)

@@ -34,7 +34,7 @@ LEAST_IMPORTANCE = 4
 SQLITE_SECONDS = 60.0
 """How long a writer waits for another one, of another search in the same file."""
 ATTEMPTS = 6
-ABOUT = "run"
+ABOUT, RUN = "run", "run_id"
 JOURNAL = "journal"
 Direction = Literal["minimize", "maximize"]
 
@@ -89,7 +89,7 @@ class Optimizer:
         self._spread = {_name(one): _distribution(one) for one in dimensions}
         self._id = self._memory.get_study_id_from_name(name)
         self._kept = keeper.study(name, self._directions) if keeper is not None else None
-        self._known = _by_number(self._kept.get_trials()) if self._kept is not None else {}
+        self._known = _by_run(self._kept.get_trials()) if self._kept is not None else {}
 
     def ask(self, fixed: Mapping[str, float] | None = None) -> tuple[int, dict[str, float]]:
         """The next proposal, or one that is given: its number, and the value of each dimension."""
@@ -116,20 +116,23 @@ class Optimizer:
         return self._memory.get_trial_number_from_id(trial)
 
     def restore(self, point: Mapping[str, float], outcome: Outcome, keep: bool = True) -> int:
-        """Add a trial that is over, as the storage has it, else from what it came to; its number."""
+        """Add a trial that is over; its number.
+
+        The ledger says what it came to, whatever the storage was told once: a run may have been tried again.
+        """
         from optuna.trial import create_trial
 
         number = len(self._memory.get_all_trials(self._id, deepcopy=False))
-        frozen = self._known.get(number)
-        state = _state(outcome.state)
-        if frozen is None or frozen.state != state or frozen.params != self._params(point):
-            frozen = create_trial(
-                state=state, params=self._params(point), distributions=dict(self._spread),
-                values=list(outcome.values) or None, user_attrs=_about(number, outcome),
-                intermediate_values={round(s * RESOURCE): loss for s, loss in outcome.curve.items()},
-            )  # fmt: skip
-            if keep and number not in self._known:
-                self._keep(frozen)
+        kept = self._known.get(str(outcome.facts.get(RUN)))
+        frozen = create_trial(
+            state=_state(outcome.state), params=self._params(point), distributions=dict(self._spread),
+            values=list(outcome.values) or None, user_attrs=_about(number, outcome),
+            # What samplers and pruners have noted is nowhere else.
+            system_attrs=dict(kept.system_attrs) if kept is not None else None,
+            intermediate_values={round(s * RESOURCE): loss for s, loss in outcome.curve.items()},
+        )  # fmt: skip
+        if keep and kept is None:
+            self._keep(frozen)
         self._memory.create_new_trial(self._id, template_trial=frozen)
         return number
 
@@ -143,7 +146,7 @@ class Optimizer:
             self._memory.set_trial_user_attr(trial, key, value)
         values = list(outcome.values) if outcome.state in ("done", "diverged") else None
         self._study.tell(number, values, state=_state(outcome.state))
-        if keep and number not in self._known:
+        if keep and str(outcome.facts.get(RUN)) not in self._known:
             self._keep(self._memory.get_trial(trial))
 
     def report(self, number: int, share: float, loss: float) -> bool:
@@ -346,8 +349,8 @@ def _state(word: str) -> Any:
     return {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}.get(word, TrialState.COMPLETE)
 
 
-def _by_number(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    return {int(t.user_attrs[ABOUT]["trial"]): t for t in trials if ABOUT in t.user_attrs}
+def _by_run(trials: Sequence[FrozenTrial]) -> dict[str, FrozenTrial]:
+    return {str(t.user_attrs[ABOUT].get(RUN)): t for t in trials if ABOUT in t.user_attrs}
 
 
 def _about(number: int, outcome: Outcome) -> dict[str, Any]:

@@ -55,6 +55,10 @@ class Cell:
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
         return f"{settings.name}/{self.label or 'all'}@{digest[:8]}"
 
+    def search(self, fingerprint: str) -> str:
+        """The same on a corpus: losses on another text are of no use to it."""
+        return f"{self.name}.{hashlib.sha256(fingerprint.encode()).hexdigest()[:4]}"
+
 
 def cells_of(study: Study) -> list[Cell]:
     """The cells of a study, first axis slowest, parameters last; SweepError where one cannot be searched."""

@@ -33,7 +33,7 @@ from sweeps.search.summary import summary
 from sweeps.search.triallog import SeenLog, TrialLog, folder_of
 from sweeps.search.view import StudyView
 from sweeps.search.warm import learn_from_ledger, recover
-from sweeps.session import read_record, write_record
+from sweeps.session import read_record, refuse_other_file, write_record
 from sweeps.submit import Cluster, cluster_for
 from sweeps.text import flops, plural
 from trainer.commandline import duration
@@ -115,6 +115,7 @@ def search(written: str, options: Options, worker: Sequence[str] = WORKER) -> En
     flight = f"{plural(most, 'trial')} in flight; {layout.said()}{jobs}"
     print(f"{totals_said(prices, seconds)}, {flight}", flush=True)
     _refuse_past_caps(prices, seconds, options)
+    refuse_other_file(options.results, study.name, study.path)
     with _owned(options.results, study, take=not options.dry_run) as folder:
         work = _Work(study, options, folder, spaces, ledger)
         if options.dry_run:
@@ -223,6 +224,8 @@ class _Work:
     def write(self, importance: bool = False) -> None:
         """The tables and the record."""
         ids = dict.fromkeys(trial.asked.run for one in self.searched for trial in one.trials if trial.counts)
+        # One of another sweep, if nothing of the study's own is better.
+        ids |= dict.fromkeys(one.best.asked.run for one in self.searched if one.best is not None)
         study = self.study
         write_record(self.results, study.name, study.description, study.path, list(ids), self._about)
         write_outcome(study, self.searched, self.results, importance)

@@ -22,16 +22,16 @@ from trainer.rundir import io_errors, write_atomic
 
 
 def export_sweep(study: Study, searched: Sequence[Searched], path: Path) -> int:
-    """Write the best run of each cell to a sweep file; how many there are.
+    """Write the best run of each cell, of a pareto study all that are not dominated; how many there are.
 
     The file says everything of each run, so that it names the very runs that are in the ledger.
     Raises SweepError where no cell has one, or the file is there and says something else.
     """
-    best = [(one, one.best) for one in searched if one.best is not None]
+    best = [(one, trial) for one in searched for trial in winners(one)]
     missing = [one.cell.label or study.name for one in searched if one.best is None]
     if not best:
         raise SweepError(f"--export-sweep: no trial of {study.name} is done; run the search first")
-    text = _text(study, [(one, trial) for one, trial in best if trial is not None], missing)
+    text = _text(study, best, missing)
     with io_errors(path):
         if path.exists() and path.read_bytes() != text.encode():
             raise SweepError(
@@ -42,10 +42,23 @@ def export_sweep(study: Study, searched: Sequence[Searched], path: Path) -> int:
     return len(best)
 
 
+def winners(searched: Searched) -> list[Trial]:
+    """The trial of the lowest loss; of two objectives, those that no other is at least as good as in both."""
+    if searched.objectives == 1:
+        return [searched.best] if searched.best is not None else []
+    done = [(t.loss, t.second, t) for t in searched.by_run.values() if t.loss is not None]
+    both = [(loss, second, t) for loss, second, t in done if second is not None]
+    return [
+        t
+        for loss, second, t in both
+        if not any(a <= loss and b <= second and (a, b) != (loss, second) for a, b, _ in both)
+    ]
+
+
 def _text(study: Study, best: Sequence[tuple[Searched, Trial]], missing: Sequence[str]) -> str:
     configs = [_table(trial.config) for _, trial in best]
     shared, own = _shared(configs)
-    names = ", ".join(one.cell.label for one, _ in best if one.cell.label)
+    names = ", ".join(dict.fromkeys(one.cell.label for one, _ in best if one.cell.label))
     content: dict[str, Any] = {
         "description": f"Best runs of the {study.kind} study {study.name}" + (f": {names}" if names else ""),
         "base": shared,

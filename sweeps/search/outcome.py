@@ -95,7 +95,7 @@ def _row(searched: Searched, trial: Trial) -> dict[str, Any]:
         "cell": called(searched),
         "structure": cell.structure,
         "size": lookup_size(searched),
-        "budget_flops": "" if (target := searched.space.target(config)) is None else f"{target:.12g}",
+        "budget_flops": "" if cell.budget is None else f"{cell.budget:.12g}",
         "trial": asked.number,
         "state": trial.outcome.state,
         "repeat": int(asked.repeat),

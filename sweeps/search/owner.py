@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
+from sweeps.errors import SweepError
+from sweeps.lease import Lease
 from sweeps.ledger import Ledger, RunState
 from sweeps.search.asktell import Outcome
 from sweeps.search.searched import Searched, Trial
@@ -91,7 +94,7 @@ class Owner:
     def take_up(self) -> int:
         """Begin, or go on with, what the log has; how many trials are still to be trained."""
         for searched in self.searched:
-            mine = [line for line in searched.log.lines if line.search == searched.cell.name]
+            mine = [line for line in searched.log.lines if line.search == searched.name]
             states = self.ledger.scan(dict.fromkeys(line.run for line in mine))
             for line in mine:
                 state = states[line.run]
@@ -134,8 +137,13 @@ class Owner:
 
     def _tell(self, searched: Searched, trial: Trial, state: RunState) -> None:
         if self.second is not None and state.state in ("done", "diverged"):
-            trial.second = self.second(trial.asked.run, trial.config)
-        searched.tell(trial, self._outcome(trial.asked.run, trial.config, state, trial.second), state)
+            try:
+                trial.second = self.second(trial.asked.run, trial.config)
+            except SweepError as error:
+                # Its loss alone is no trial of two objectives; the other shapes can still be measured.
+                state = replace(state, state="failed", message=str(error))
+        outcome = self._outcome(trial.asked.run, trial.config, state, trial.second)
+        searched.tell(trial, outcome, state)
         self.watcher.told(searched, trial)
 
     def _outcome(
@@ -150,10 +158,10 @@ class Owner:
             return Outcome("pruned" if state.state == "pruned" else "failed", (), facts, curve)
         more = (second,) if second is not None else ()
         if state.state == "diverged":
-            # Every network that learns anything is below the loss of guessing: a finite penalty that no run
-            # which ended well can be behind.
+            # The loss above which a run counts as diverged: finite, and none that ended is behind it.
             facts["diverged"] = True
-            return Outcome("diverged", (math.log(config.model.vocab_size), *more), facts, curve)
+            penalty = config.optim.diverge_ratio * math.log(config.model.vocab_size)
+            return Outcome("diverged", (penalty, *more), facts, curve)
         assert state.result is not None
         return Outcome("done", (float(state.result["val_loss"]), *more), facts, curve)
 
@@ -187,11 +195,24 @@ class Owner:
         return self.ledger.state(run_id).state in ("done", "diverged")
 
     def _fly(self, searched: Searched, trial: Trial) -> None:
+        self._wake(searched, trial.asked.run)
         there = self.flying.setdefault(trial.asked.run, [])
         there.append((searched, trial))
         if len(there) == 1:
             self.flight.add(trial.asked.run, trial.config)
             self.watcher.asked(searched, trial)
+
+    def _wake(self, searched: Searched, run_id: str) -> None:
+        """Have a run that another study pruned resumed: it was not held against the trials of this one."""
+        state = self.ledger.state(run_id)
+        if state.state != "pruned" or f"study {searched.cell.study.name}," in (state.message or ""):
+            return
+        lease = Lease(self.ledger.run_dir(run_id))
+        if lease.claim():
+            try:
+                self.ledger.set_state(run_id, "preempted")
+            finally:
+                lease.release()
 
     def _prune(self) -> None:
         """Hold each run under way against the others at the rungs that it has passed."""

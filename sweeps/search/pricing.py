@@ -29,8 +29,10 @@ class CellPrice:
     """Points; None where a dimension is a range of numbers."""
     trials: int
     """Runs that the study asks for."""
+    beyond: int
+    """Most runs beyond these, on the line through the best point (search.valley)."""
     flops: float
-    """Training FLOPs of a run, in the mean over the space."""
+    """Training FLOPs of the dearest run of the space."""
     seconds: float
     """Predicted seconds of a run, in the mean over the space."""
     measured: bool
@@ -41,7 +43,7 @@ class CellPrice:
     @property
     def total(self) -> float:
         """FLOPs of all trials, none of them pruned or known."""
-        return self.trials * self.flops
+        return (self.trials + self.beyond) * self.flops
 
 
 SAMPLE = 200
@@ -68,11 +70,21 @@ def _price(space: Space, prices: Prices) -> CellPrice:
         space.shapes,
         space.size,
         target_of(space.cell, space),
-        sum(spent) / len(spent),
+        _beyond(space),
+        float(max(spent)),
         sum(cost.seconds for cost in costs) / len(costs),
         all(cost.measured for cost in costs),
         max(off, default=0.0),
     )
+
+
+def _beyond(space: Space) -> int:
+    cell = space.cell
+    line = next((d for d in cell.dimensions if d.name == cell.study.search.valley), None)
+    if line is None or line.values is None:
+        return 0
+    left = len(line.values) - 1
+    return left if space.size is None else min(left, space.size - target_of(cell, space))
 
 
 def price_table(prices: Sequence[CellPrice]) -> str:
@@ -83,7 +95,7 @@ def price_table(prices: Sequence[CellPrice]) -> str:
             one.cell.label or "all",
             ", ".join(dimension.name for dimension in one.cell.dimensions),
             f"{one.size:,}" if one.size is not None else f"{one.shapes:,} x range",
-            str(one.trials),
+            f"{one.trials} + {one.beyond}" if one.beyond else str(one.trials),
             flops(one.flops),
             number(float(round(one.seconds))) + ("" if one.measured else " (guessed)"),
             f"{one.farthest:.2%}",
@@ -95,12 +107,12 @@ def price_table(prices: Sequence[CellPrice]) -> str:
 
 def seconds_of(prices: Sequence[CellPrice], slots: int) -> float:
     """Predicted seconds of a study with so many runs at a time."""
-    return sum(one.trials * one.seconds for one in prices) / max(1, slots)
+    return sum((one.trials + one.beyond) * one.seconds for one in prices) / max(1, slots)
 
 
 def totals_said(prices: Sequence[CellPrice], seconds: float) -> str:
     """Trials, FLOPs and time of a study, in words."""
-    trials = sum(one.trials for one in prices)
+    trials = sum(one.trials + one.beyond for one in prices)
     basis = "measured" if all(one.measured for one in prices) else "guessed"
     return (
         f"{plural(len(prices), 'cell')}, {plural(trials, 'trial')}, at most "

@@ -80,11 +80,13 @@ class Searched:
         # Where every point will be tried in the end, no sampler is asked in which order.
         self._grid = settings.sampler == "grid" or self.target == space.size
         self._seed = seed
-        mine = [line for line in log.lines if line.search == cell.name]
+        self.name = cell.search(fingerprint)
+        """What the log and the storage call it."""
+        mine = [line for line in log.lines if line.search == self.name]
         # A search that goes on must not draw again what it drew at first.
         draw = (seed * 1_000_003 + len(mine) * 7919) % 2**32
         self.optimizer = Optimizer(
-            cell.name, cell.dimensions, settings, startup_of(cell, self.target), draw, self.objectives, keeper
+            self.name, cell.dimensions, settings, startup_of(cell, self.target), draw, self.objectives, keeper
         )
 
     @property
@@ -106,7 +108,26 @@ class Searched:
     @property
     def wanted(self) -> int:
         """Trials still to be proposed."""
-        return 0 if self.exhausted else max(0, self.target - self.counted)
+        if self.exhausted or self.counted < self.target:
+            return 0 if self.exhausted else self.target - self.counted
+        return len(self.missing)
+
+    @property
+    def total(self) -> int:
+        """Trials that there will be, as far as is known."""
+        return self.counted + self.wanted if self.counted >= self.target else self.target
+
+    @property
+    def missing(self) -> list[dict[str, float]]:
+        """Points on the line through the best one that were not tried; known once the search is over."""
+        name, best = self.cell.study.search.valley, self.best
+        if not name or best is None:
+            return []
+        line = [dict(best.asked.point), *self.space.along(best.asked.point, name)]
+        # What is under way beside the line may yet be the best, and then the line is another.
+        if any(trial.outcome is None and trial.asked.point not in line for trial in self.trials):
+            return []
+        return [p for p in line if tuple(p[d.name] for d in self.cell.dimensions) not in self._taken]
 
     @property
     def best(self) -> Trial | None:
@@ -150,11 +171,13 @@ class Searched:
                 break
             in_a_row += 1
         fixed = None
-        if self._grid or in_a_row >= REPEATS or self._tried_all():
+        if self.counted < self.target and (self._grid or in_a_row >= REPEATS or self._tried_all()):
             fixed = self.space.untried(self._taken, self._seed + len(self.trials))
             if fixed is None:
                 self.exhausted = True
                 return None
+        if self.counted >= self.target:
+            fixed = self.missing[0]
         number, raw = self.optimizer.ask(fixed)
         # The same run again teaches nothing: the nearest that was not asked for does.
         point = self.space.snap(raw, self._taken)
@@ -198,7 +221,7 @@ class Searched:
         known: bool,
     ) -> Asked:
         asked = Asked(
-            self.cell.name, number, self.run_id(config), dict(point), config.canonical_json(), repeat, warm,
+            self.name, number, self.run_id(config), dict(point), config.canonical_json(), repeat, warm,
             known, round(time.time(), 3),
         )  # fmt: skip
         self.log.add(asked)

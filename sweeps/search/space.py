@@ -99,7 +99,7 @@ class Space:
             at = np.array([d.place(point[d.name]) for d in self._grid])
             far = ((self._places - at) ** 2).sum(axis=1)
             if not self.numbers and len(taken) < len(self._points):
-                far[[self._ranks[one] for one in taken]] = np.inf
+                far[[self._ranks[one] for one in taken if one in self._ranks]] = np.inf
             best = int(np.argmin(far))
             snapped |= self._named(self._points[best])
         for one in self.numbers:
@@ -131,6 +131,14 @@ class Space:
         except (SweepError, TrainerError):
             return None
 
+    def along(self, point: Point, name: str) -> list[dict[str, float]]:
+        """The points that differ from one in a single dimension of the grid, where they can be had."""
+        one = next((d for d in self._grid if d.name == name and d.values is not None), None)
+        if one is None:
+            return []
+        moved = [{**point, name: value} for value in one.values or () if value != point[name]]
+        return [p for p in moved if tuple(p[d.name] for d in self._grid) in self._ranks]
+
     def untried(self, tried: Collection[tuple[float, ...]], seed: int) -> dict[str, float] | None:
         """A point that is not among those tried, drawn evenly; None where all were.
 
@@ -142,7 +150,8 @@ class Space:
         if self.numbers:
             drawn = (self._drawn(draw) for _ in range(DRAWS))
             return next((point for point in drawn if tuple(point.values()) not in tried), None)
-        left = [key for key in self._points if tuple(self._named(key).values()) not in tried]
+        # Without ranges the grid's dimensions are all of them, in their order.
+        left = [key for key in self._points if key not in tried]
         return self._named(draw.choice(left)) if left else None
 
     def _drawn(self, draw: random.Random) -> dict[str, float]:

@@ -66,6 +66,7 @@ class Speeds:
             done = subprocess.run(
                 [sys.executable, "-m", "trainer.bench.speed"], input=json.dumps(asked), env=environment,
                 capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False,
+                start_new_session=True,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise SweepError(

@@ -140,6 +140,9 @@ class Search(_Table):
     """Trials that are drawn at random before tpe, cmaes or gp begin; default a quarter, 4 to 10."""
     in_flight: int | None = Field(default=None, gt=0)
     """Trials at a time over all cells; default the runs that the machine trains at a time."""
+    valley: str = ""
+    """A grid dimension: once the trials of a cell are over, its best point is tried at all other values of it
+    as well, beyond the trials, so that the loss over it is known; "" for none."""
     pruner: str = "none"
     """none, median, halving (successive) or hyperband."""
     rungs: tuple[float, ...] = (0.125, 0.25, 0.5)
@@ -281,6 +284,9 @@ def _check(study: Study) -> None:
     for key in kind.needs:
         if key not in study.space:
             raise SweepError(f"{source}: a study of kind {study.kind} searches {key}; add it to [space]")
+    if study.search.valley and study.search.valley not in study.space:
+        hint = nearest(study.search.valley, list(study.space))
+        raise SweepError(f"{source}: search.valley: '{study.search.valley}' is not searched{hint}")
     _check_pairs(study)
     _check_kind(study)
     if not all(LEAST_RUNG <= rung < 1 for rung in study.search.rungs) or not study.search.rungs:

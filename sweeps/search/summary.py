@@ -8,6 +8,9 @@ from sweeps.search.searched import Searched, Trial
 from sweeps.search.shapes import said
 from sweeps.text import table
 
+COUNTS = ("n_layers", "rank", "n_blocks")
+"""Dimensions that nothing lies below 1 of: no edge is there."""
+
 
 def summary(searched: Sequence[Searched]) -> str:
     """A line a cell.
@@ -67,6 +70,8 @@ def edges(searched: Searched, trial: Trial) -> list[str]:
     found = []
     for one in searched.cell.dimensions:
         value, (low, high) = trial.asked.point[one.name], searched.space.ends(one)
+        if value == 1 and one.name in COUNTS:
+            continue
         if low < high and value in (low, high):
             found.append(f"{one.name} {'lowest' if value == low else 'highest'}")
     return found

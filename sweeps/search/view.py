@@ -32,7 +32,6 @@ class StudyView:
     def __init__(self, searched: Sequence[Searched], slots: int) -> None:
         self.searched, self.slots = searched, slots
         self.console = Console(stderr=True)
-        self.total = sum(one.target for one in searched)
         self._flying: dict[str, tuple[Searched, Trial]] = {}
         self._facts: dict[str, dict[str, Any]] = {}
         self._waited_for: set[str] = set()
@@ -40,6 +39,11 @@ class StudyView:
         self._before = self.finished
         self._last_line = self._began
         self._live: Live | None = None
+
+    @property
+    def total(self) -> int:
+        """Trials that there will be, as far as is known."""
+        return sum(one.total for one in self.searched)
 
     @property
     def finished(self) -> int:

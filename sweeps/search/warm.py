@@ -32,7 +32,7 @@ def recover(spaces: Sequence[Space], log: TrialLog, ledger: Ledger, own: Iterabl
 
     Returns: how many there were.
     """
-    names = {space.cell.name for space in spaces}
+    names = {space.cell.search(fingerprint(space.largest.data)) for space in spaces}
     numbers = Counter(line.search for line in log.lines)
     logged = {line.run for line in log.lines if line.search in names}
     found = 0
@@ -41,7 +41,7 @@ def recover(spaces: Sequence[Space], log: TrialLog, ledger: Ledger, own: Iterabl
             if config.run_id(fingerprint(space.largest.data)) != run_id:
                 continue
             if (point := space.locate(config)) is not None:
-                name = space.cell.name
+                name = space.cell.search(fingerprint(space.largest.data))
                 log.add(
                     Asked(
                         name, numbers[name], run_id, point, config.canonical_json(), repeat=False, warm=False,

@@ -1,7 +1,8 @@
 """The MLflow run that stands for a sweep: its report is an artifact, and a study's trials nest below it.
 
-An ordinary sweep has one once there is a report, a study as soon as one of its trials has begun.  Works on a
-client that sweeps.mirror hands over.
+An ordinary sweep has one once there is a report, a study as soon as one of its trials has begun.  That of a
+study is one and the same over the study's life, and each results folder has its own.  Works on a client that
+sweeps.mirror hands over.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from sweeps.ledger import Ledger, RunState
 from sweeps.session import read_record
@@ -31,6 +33,10 @@ DIGESTS = {ARTIFACT: "report_sha256", "trials.csv": "trials_sha256", "importance
 """Artifacts, and the tags that say what they were when they were uploaded."""
 PARENT = "mlflow.parentRunId"
 """MLflow's own tag: its pages nest a run below the one that is named there."""
+RESULTS = "results"
+"""The tag of a study's run that says which results folder it is of, for several may share a store."""
+SETTING = "study_"
+"""How the tags begin that say how a study is set."""
 
 
 def report_file(results: Path, sweep: str) -> Path:
@@ -53,7 +59,7 @@ def is_attached(results: Path, sweep: str, experiment: str, uri: str) -> bool:
         said = _mark_file(results, sweep).read_text().strip()
     except OSError:
         return False
-    return said == _mark(experiment, uri, digests, study, _best(results, sweep, study))
+    return said == _mark(results, experiment, uri, digests, study, _best(results, sweep, study))
 
 
 @dataclass(frozen=True)
@@ -68,19 +74,16 @@ class Attached:
 
 @dataclass(frozen=True)
 class _Face:
-    """What that run shows, but for artifacts and tags; none of it can be changed in MLflow."""
+    """What that run shows, but for artifacts and how the sweep stood."""
 
     start_ms: int
     end_ms: int | None
     params: dict[str, str]
+    """What cannot change, as MLflow's parameters cannot."""
+    settings: dict[str, str]
+    """What can: tags."""
     metrics: list[Point]
-
-    def continues(self, run: Any) -> bool:
-        """Whether a run of the store says nothing else."""
-        metrics = {point.key: point.value for point in self.metrics}
-        same_params = run.data.params.items() <= self.params.items()
-        same_metrics = run.data.metrics.items() <= metrics.items()
-        return bool(run.info.start_time == self.start_ms and same_params and same_metrics)
+    """The newest point of each metric."""
 
 
 class SweepRun:
@@ -110,6 +113,10 @@ class SweepRun:
     def find(self) -> str | None:
         """MLflow's id of the run as it is there now; None without one."""
         return next((str(run.info.run_id) for run in self._there()), None)
+
+    def begun(self, run_ids: Sequence[str]) -> bool:
+        """Whether any of the runs has begun to train."""
+        return self._start(run_ids) is not None
 
     def attach(self, run_ids: Sequence[str], timeout: float, warn: Callable[[str], None]) -> Attached | None:
         """Bring the run up to date; whoever else is at it does so in our place.
@@ -162,7 +169,7 @@ class SweepRun:
         end = face.end_ms
         if end is not None and (run.info.status != "FINISHED" or run.info.end_time != end):
             self.client.set_terminated(run.info.run_id, status="FINISHED", end_time=end)
-        mark = _mark(self.experiment, self.uri, digests, self.study, best)
+        mark = _mark(self.ledger.results, self.experiment, self.uri, digests, self.study, best)
         write_atomic(_mark_file(self.ledger.results, self.sweep), mark + "\n")
         return Attached(run.info.run_id, ARTIFACT in changed if ARTIFACT in files else None)
 
@@ -174,26 +181,31 @@ class SweepRun:
         if self.study is None:
             assert page is not None
             written = round(page.stat().st_mtime * 1000)
-            return _Face(*(times or (written, written)), {}, [])
-        # Not the earliest of all that have finished: it would change, and the run with it, as they do.
-        starts = (began(self.ledger.run_dir(run_id)) for run_id in states)
-        start = next((one for one in starts if one is not None), None)
+            return _Face(*(times or (written, written)), {}, {}, [])
+        start = self._start(states)
         if start is None:
             return None
-        return _Face(start, times[1] if times else None, flat(self.study), _best_points(best, states))
+        kind = {f"{SETTING}kind": str(self.study.get("kind", ""))}
+        settings = {f"{SETTING}{key}": value for key, value in flat(self.study).items()}
+        return _Face(start, times[1] if times else None, kind, settings, _best_points(best, states))
+
+    def _start(self, run_ids: Iterable[str]) -> int | None:
+        """When a study began, ms: when the first of its trials did, in the order of their proposals."""
+        starts = (began(self.ledger.run_dir(run_id)) for run_id in run_ids)
+        return next((one for one in starts if one is not None), None)
 
     def _run(self, face: _Face) -> Any:
         """The MLflow run that stands for the sweep, made anew where it says what is true no more."""
         found = None
         for run in self._there():
-            if face.continues(run):
+            if not self._continues(run, face):
+                self.client.delete_run(run.info.run_id)
+            elif found is None:
                 found = run
-                continue
-            self.client.delete_run(run.info.run_id)
         if found is None:
             tags = {"kind": "sweep", "sweep": self.sweep}
             if self.study is not None:
-                tags["study_kind"] = str(self.study.get("kind", ""))
+                tags[RESULTS] = _results_tag(self.ledger.results)
             found = self.client.create_run(
                 self.experiment_id, start_time=face.start_ms, tags=tags,
                 run_name=f"{self.sweep} ({'report' if self.study is None else 'study'})",
@@ -201,18 +213,50 @@ class SweepRun:
         self._log(found, face)
         return found
 
+    def _continues(self, run: Any, face: _Face) -> bool:
+        """Whether a run that is ours says nothing that is wrong now and could not be put right."""
+        if self.study is None:
+            return bool(run.info.start_time == face.start_ms)
+        # Whatever its start: a first trial that began anew is no reason to lose the id, which links name.
+        same = all(run.data.params.get(key, value) == value for key, value in face.params.items())
+        return RESULTS in run.data.tags and same
+
     def _there(self) -> list[Any]:
+        """The runs of the store that are ours to change or to delete."""
         # A sweep's name is of letters, digits, '.', '_' and '-' (sweeps.sweepfile.find_sweep).
         mine = f"tags.kind = 'sweep' and tags.sweep = '{self.sweep}'"
-        return list(self.client.search_runs([self.experiment_id], filter_string=mine, max_results=1))
+        runs = list(self.client.search_runs([self.experiment_id], filter_string=mine))
+        if self.study is None:
+            return [run for run in runs if RESULTS not in run.data.tags][:1]
+        tag = _results_tag(self.ledger.results)
+        return [run for run in runs if run.data.tags.get(RESULTS) == tag or self._is_former(run)]
+
+    def _is_former(self, run: Any) -> bool:
+        """Whether a run is what an earlier version made of this study: its artifacts are in our folder."""
+        tags, place = run.data.tags, urlparse(run.info.artifact_uri)
+        if RESULTS in tags or f"{SETTING}kind" not in tags or place.scheme not in ("", "file"):
+            return False
+        return Path(unquote(place.path)).is_relative_to(self.ledger.results.resolve())
 
     def _log(self, run: Any, face: _Face) -> None:
+        name, tags = run.info.run_id, run.data.tags
         for key, value in face.params.items():
             if key not in run.data.params:
-                self.client.log_param(run.info.run_id, key, value)
+                self.client.log_param(name, key, value)
+        for key, value in face.settings.items():
+            if tags.get(key) != value:
+                self.client.set_tag(name, key, value)
+        if self.study is not None:
+            for key in tags:
+                if key.startswith(SETTING) and key not in face.settings:
+                    self.client.delete_tag(name, key)
         for point in face.metrics:
-            if point.key not in run.data.metrics:
-                self.client.log_metric(run.info.run_id, point.key, point.value, point.time_ms, point.step)
+            if run.data.metrics.get(point.key) != point.value:
+                # The step decides which point MLflow takes for the newest.
+                steps = (one.step for one in self.client.get_metric_history(name, point.key))
+                self.client.log_metric(
+                    name, point.key, point.value, point.time_ms, max(steps, default=-1) + 1
+                )
 
     def _upload(self, info: Any, page: Path) -> None:
         place = urlparse(info.artifact_uri)
@@ -227,6 +271,43 @@ class SweepRun:
         counts = Counter(state.state for state in states.values())
         tags = {"runs": str(len(states)), "done": str(counts["done"]), "failed": str(counts["failed"])}
         return tags if self.study is None else {**tags, "pruned": str(counts["pruned"])}
+
+
+class Nest:
+    """Below which run of the store those of a sweep nest, and which are its own.
+
+    Several studies, or one in several results folders, may share an experiment and runs: each has its own of
+    them, below its own run.
+
+    Args:
+        client: MlflowClient of the store.
+        experiment: id of the experiment.
+        sweep: name of the sweep.
+        parent: MLflow's id of the run that stands for a study; None for an ordinary sweep.
+    """
+
+    def __init__(self, client: Any, experiment: str, sweep: str, parent: str | None) -> None:
+        self.client, self.experiment, self.sweep = client, experiment, sweep
+        self.tags = {PARENT: parent} if parent is not None else {}
+        self._standing: dict[str, bool] = {}
+
+    def rank(self, run: Any) -> int:
+        """2: a run of the store is ours; 1: it may be taken over; 0: it is another study's."""
+        parent, mine = run.data.tags.get(PARENT), self.tags.get(PARENT)
+        if parent == mine:
+            return 2
+        if mine is None:
+            return 1
+        if parent is None:
+            return int(run.data.tags.get("sweep") == self.sweep)
+        return int(not self._stands(parent))
+
+    def _stands(self, name: str) -> bool:
+        """Whether a run that stands for a sweep is there, and not deleted."""
+        if name not in self._standing:
+            runs = self.client.search_runs([self.experiment], filter_string="tags.kind = 'sweep'")
+            self._standing[name] = name in {run.info.run_id for run in runs}
+        return self._standing[name]
 
 
 def _files(results: Path, sweep: str, study: Mapping[str, Any] | None) -> dict[str, Path]:
@@ -248,7 +329,7 @@ def _best(results: Path, sweep: str, study: Mapping[str, Any] | None) -> dict[st
 
 
 def _best_points(best: Mapping[str, Any], states: Mapping[str, RunState]) -> list[Point]:
-    """The best loss of each cell, with the time of the run that reached it; only what has a result counts."""
+    """The best loss of each cell, with time and steps of the run that reached it; it counts with a result."""
     points: dict[str, Point] = {}
     for label, entry in best.items():
         state = states.get(str(entry.get("run_id"))) if isinstance(entry, dict) else None
@@ -282,7 +363,12 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _results_tag(results: Path) -> str:
+    return hashlib.sha256(os.fsencode(results.resolve())).hexdigest()[:12]
+
+
 def _mark(
+    results: Path,
     experiment: str,
     uri: str,
     digests: Mapping[str, str],
@@ -291,7 +377,7 @@ def _mark(
 ) -> str:
     said: list[Any] = [experiment, uri, digests.get(ARTIFACT)]
     if study is not None:
-        said += [dict(digests), study, best]
+        said += [dict(digests), study, best, _results_tag(results)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 

@@ -18,14 +18,14 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass
 
-from sweeps.attach import PARENT, SweepRun
+from sweeps.attach import Nest, SweepRun
 from sweeps.errors import MirrorError, SweepError
 from sweeps.ledger import Ledger
 from sweeps.mirrored import default_uri, sqlite_file, write_mark
@@ -102,7 +102,10 @@ def sync(
                 # First, since its trials have to name it.
                 attached = whole.attach(run_ids, timeout, warn) if only is None else None
                 parent = attached.run if attached is not None else whole.find()
-                store.nest = {PARENT: parent} if parent is not None else {}
+                if parent is None:
+                    # Nothing has begun, or whoever is about to make that run mirrors the trials as well.
+                    return {"created": 0, "updated": 0, "unchanged": 0, "busy": int(whole.begun(run_ids))}
+                store.nest = Nest(store.client, store.experiment, sweep, parent)
             counts = store.sync(run_ids, timeout)
             if study is None and only is None:
                 attached = whole.attach(run_ids, timeout, warn)
@@ -128,8 +131,6 @@ class _Store:
         from mlflow.tracking import MlflowClient
 
         self.ledger, self.sweep = Ledger(results), sweep
-        self.nest: dict[str, str] = {}
-        """The tag that nests each run below the one that stands for its study; empty where none does."""
         database = sqlite_file(uri)
         if database is not None and not database.exists():
             _create_database(database)
@@ -145,6 +146,7 @@ class _Store:
             )
         else:
             self.experiment = found.experiment_id
+        self.nest = Nest(self.client, self.experiment, sweep, None)
 
     def _create_experiment(self, name: str, artifacts: str | None) -> str:
         from mlflow.exceptions import MlflowException
@@ -169,7 +171,7 @@ class _Store:
             run, state = there.get(run_id), self.ledger.state(run_id)
             tags = run.data.tags if run is not None else {}
             sealed = state.result and seal(state.result) == tags.get(SEALED)
-            if sealed and self.nest.items() <= tags.items():
+            if sealed and self.nest.tags.items() <= tags.items():
                 counts["unchanged"] += 1
             elif self.ledger.run_dir(run_id).is_dir():
                 try:
@@ -188,22 +190,28 @@ class _Store:
 
     def _mirrored(self, run_ids: Sequence[str]) -> dict[str, Any]:
         """What the store has of runs, by run id; of many, everything is fetched in pages."""
-        found: dict[str, Any] = {}
+        found: dict[str, tuple[int, Any]] = {}
+        for run in self._candidates(run_ids):
+            run_id = run.data.tags.get("run_id")
+            rank = self.nest.rank(run) if run_id is not None else 0
+            if rank > (found[run_id][0] if run_id in found else 0):
+                found[run_id] = rank, run
+        return {run_id: run for run_id, (_, run) in found.items()}
+
+    def _candidates(self, run_ids: Sequence[str]) -> Iterator[Any]:
         if len(run_ids) <= FEW_RUNS:
             for run_id in run_ids:
-                one = f"tags.run_id = '{run_id}'"
-                for run in self.client.search_runs([self.experiment], filter_string=one, max_results=1):
-                    found[run_id] = run
-            return found
+                yield from self.client.search_runs(
+                    [self.experiment], filter_string=f"tags.run_id = '{run_id}'"
+                )
+            return
         token = None
         while True:
             page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
-            for run in page:
-                if "run_id" in run.data.tags:
-                    found[run.data.tags["run_id"]] = run
+            yield from page
             token = page.token
             if not token:
-                return found
+                return
 
     def _mirror(self, shot: Snapshot, run: Any | None) -> str:
         if run is not None and not self._continues(shot, run):
@@ -225,7 +233,7 @@ class _Store:
             name,
             {
                 **shot.tags,
-                **self.nest,
+                **self.nest.tags,
                 SENT: str(len(shot.lines)),
                 SENT_DIGEST: shot.digest(len(shot.lines)),
             },
@@ -251,7 +259,7 @@ class _Store:
         return same_start and same_params and known and not replaced
 
     def _equal(self, shot: Snapshot, run: Any) -> bool:
-        tags = {**shot.tags, **self.nest, SENT: str(len(shot.lines))}
+        tags = {**shot.tags, **self.nest.tags, SENT: str(len(shot.lines))}
         return (
             tags.items() <= run.data.tags.items()
             and run.info.status == shot.status

@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from analysis.arms.rates import RATE, Curve, shared
 from analysis.arrays import Array
 from analysis.figures.gaps import FILLS, UNKNOWN_FILL
+from analysis.figures.legends import legend_columns
 from analysis.figures.style import GREY, TWO_COLUMNS, Line, Look, house_style, hover, looks, nice_ticks, title
 from analysis.isoflop.parabola import Quadratic
 from analysis.runs.treatments import PLAIN, STATIC
@@ -65,7 +66,8 @@ def learning_rates_figure(found: Sequence[Curve], name: str, note: str = "") -> 
         words = f"{shared(found)}; variance pooled over curves" if pooled else shared(found)
         title(right, "Best peak learning rate", words, TWO_COLUMNS / (columns + 1))
         handles = _handles(found, chosen, parabolas)
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+        ncols = legend_columns(handles, TWO_COLUMNS, 4)
+        figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
         figure.draw_without_rendering()
     return figure
 

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from analysis.digits import quantity
+from analysis.figures.legends import legend_columns
 from analysis.figures.style import (
     GREY,
     TWO_COLUMNS,
@@ -75,7 +76,8 @@ def pareto_figure(found: Sequence[Contest], second: str, name: str, note: str = 
             "linestyle": "none",
         }
         handles.append(Line2D([], [], color=GREY, label="not dominated by any run", **ring))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+        ncols = legend_columns(handles, figure.get_figwidth(), 4)
+        figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
         figure.draw_without_rendering()
     return figure
 

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.digits import estimate, quantity
+from analysis.figures.legends import legend_columns
 from analysis.figures.style import (
     GREY,
     TWO_COLUMNS,
@@ -79,7 +80,8 @@ def valley_figure(found: Sequence[Valley], name: str, note: str = "") -> Figure:
         for axes in grid.flat[panels:]:
             axes.set_axis_off()
         handles = _handles(found, chosen, colours)
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+        ncols = legend_columns(handles, TWO_COLUMNS, 5)
+        figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
         figure.draw_without_rendering()
     return figure
 
@@ -113,7 +115,7 @@ def _panel(
     # Poor shapes may lie far above every valley, and would flatten it.
     top = min(max([*losses, *others]), max(losses) * math.exp(0.5 * room))
     log_loss_axis(axes, min(losses) * math.exp(-0.1 * room), top * math.exp(0.25 * room))
-    widths_ = [width for valley in found for width in (*valley.losses, *valley.diverged)]
+    widths_ = [width for valley in found for width in (*valley.losses, *valley.diverged, *valley.others)]
     _width_axis(axes, "x", widths_, found[0].over)
     stacked: dict[float, int] = {}
     beyond = 0

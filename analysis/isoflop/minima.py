@@ -59,7 +59,9 @@ class Sampled:
     """Losses over the values of one setting, all else that is compared being equal, and their minimum.
 
     shapes: at each value with a finished run the shape of the lowest mean loss, of those at which no run
-    diverged where there are such. others: the further shapes at a value, the lowest first. diverged, pruned:
+    diverged where there are such. others: the further shapes at a value, the lowest first; also those of
+    values that are not in `shapes`, since nothing comparable was tried there, and empty where these have no
+    loss either. diverged, pruned:
     runs by value that have no loss. reason: why there is no optimum; empty where there is one. short: that in
     one or two words. optimum, low, high: vertex of the parabola and Fieller's 95 % interval. log_se:
     standard error of the vertex's logarithm. fit: the parabola, where there are points enough.
@@ -86,6 +88,11 @@ class Sampled:
     def values(self) -> list[float]:
         """Every value that has a loss or a diverged run, ascending."""
         return sorted({*self.shapes, *self.diverged})
+
+    @property
+    def apart(self) -> list[float]:
+        """Values at which only shapes were tried that are not comparable, ascending."""
+        return sorted(value for value in self.others if value not in self.shapes)
 
     @property
     def whole(self) -> list[float]:
@@ -115,8 +122,14 @@ class Sampled:
 Found = TypeVar("Found", bound=Sampled)
 
 
-def sampled(points: Iterable[Point]) -> dict[str, Any]:
-    """The fields `shapes`, `others`, `diverged` and `pruned` of a `Sampled` from its runs."""
+def sampled(points: Iterable[Point], through: str | None = None) -> dict[str, Any]:
+    """The fields `shapes`, `others`, `diverged` and `pruned` of a `Sampled` from its runs.
+
+    Args:
+        points: the runs.
+        through: a shape; values at which it was not tried have other shapes only. What was tried there says
+            nothing of how low the loss can be.
+    """
     groups: dict[float, dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
     lost: dict[str, dict[float, int]] = {"diverged": defaultdict(int), "pruned": defaultdict(int)}
     for point in points:
@@ -128,12 +141,26 @@ def sampled(points: Iterable[Point]) -> dict[str, Any]:
     for value, by_shape in sorted(groups.items()):
         found = [_shape(words, mine) for words, mine in sorted(by_shape.items())]
         ranked = sorted((s for s in found if s.losses), key=lambda s: (s.diverged > 0, s.mean))
+        if through is not None and through not in by_shape:
+            others[value] = tuple(ranked)
+            continue
         if ranked:
             shapes[value] = ranked[0]
         if ranked[1:]:
             others[value] = tuple(ranked[1:])
     gone = {state: dict(sorted(counts.items())) for state, counts in lost.items()}
     return {"shapes": shapes, "others": others, **gone}
+
+
+def best_shape(points: Iterable[Point]) -> str | None:
+    """The shape of the lowest mean loss at any value, those with a diverged run last; None without losses."""
+    groups: dict[tuple[float, str], list[Point]] = defaultdict(list)
+    for point in points:
+        if point.state != "pruned":
+            groups[point.value, point.shape].append(point)
+    found = [_shape(words, mine) for (_, words), mine in sorted(groups.items())]
+    known = [shape for shape in found if shape.losses]
+    return min(known, key=lambda s: (s.diverged > 0, s.mean)).words if known else None
 
 
 def _shape(words: str, points: Sequence[Point]) -> Shape:
@@ -161,9 +188,10 @@ def fitted(
 ) -> list[Found]:
     """The same with their minima, the variance about all their parabolas pooled.
 
-    A parabola goes through the values about the lowest loss without a gap: those within 5 % of it, the five
-    lowest in any case and never fewer than four. None is fitted where the lowest lies at an end of what was
-    tried, or beside values at which runs diverged.
+    A parabola goes through the values about the lowest loss without a gap: those within 5 % of it, its
+    neighbours and the five lowest in any case, never fewer than four. A value at which runs diverged, or
+    nothing comparable was tried, is such a gap. None is fitted where the lowest lies at an end of what was
+    tried, or beside a gap. The scatter about the parabolas is their misfit too, where values are far apart.
 
     Args:
         found: curves whose noise is alike.
@@ -206,7 +234,7 @@ def _with(one: Found, noun: str, fit: Quadratic | None, verdict: str, sigma: flo
     if fit is None or verdict != "usable":
         short, reason = {
             "inverted": ("no minimum", "no minimum"),
-            "flat": ("flat", "curvature within noise"),
+            "flat": ("flat", "curvature within the scatter"),
             "edge": ("outside", "vertex outside"),
         }.get(verdict, (f"few {noun}s", f"too few {noun}s"))
         return replace(one, short=short, reason=reason, fit=fit)
@@ -217,14 +245,18 @@ def _with(one: Found, noun: str, fit: Quadratic | None, verdict: str, sigma: flo
 
 def _window(one: Sampled, noun: str) -> list[float] | tuple[str, str]:
     """The values that the parabola goes through, or in short and at length why there is none."""
-    values = one.values
     if not one.whole:
         return "diverged", f"runs diverged at every {noun}"
-    best = one.best
-    if best in (values[0], values[-1]):
-        side = "below" if best == values[0] else "above"
+    best, apart = one.best, set(one.apart)
+    tried = [value for value in one.values if value not in apart]
+    if best in (tried[0], tried[-1]) and (len(tried) > 1 or not apart):
+        side = "below" if best == tried[0] else "above"
         beyond = [v for v in one.pruned if (v < best if side == "below" else v > best)]
-        return "edge", f"edge: at or {side} {best:g}" + (f"; those {side} were pruned" if beyond else "")
+        gap = [v for v in one.apart if (v < best if side == "below" else v > best)]
+        said = f"; those {side} were pruned" if set(beyond) - apart else ""
+        return "edge", f"edge: at or {side} {best:g}{said}{_only_others(one, gap)}"
+    # Nothing is known of the loss at the values of other shapes: no parabola steps over them.
+    values = sorted({*tried, *apart})
     at = values.index(best)
     first = last = at
     good = set(one.whole)
@@ -232,14 +264,28 @@ def _window(one: Sampled, noun: str) -> list[float] | tuple[str, str]:
     while True:
         ends = [i for i in (first - 1, last + 1) if 0 <= i < len(values) and values[i] in good]
         free = [(one.mean(values[i]), i) for i in ends]
-        near = [(mean, i) for mean, i in free if mean <= limit or last - first < LEAST_SIZES]
+        near = [
+            (mean, i) for mean, i in free if mean <= limit or last - first < LEAST_SIZES or abs(i - at) == 1
+        ]
         if not near:
             break
         _, i = min(near)
         first, last = min(first, i), max(last, i)
-    if at in (first, last):
-        side = "above" if last == at else "below"
-        return "edge", f"edge: runs diverge {side} {best:g}"
+    beside = [values[i] for i in (first - 1, last + 1) if 0 <= i < len(values)]
+    gap = [value for value in beside if value in apart]
+    for step, side in ((-1, "below"), (1, "above")):
+        if 0 <= at + step < len(values) and values[at + step] not in good | apart:
+            return "edge", f"edge: runs diverge {side} {best:g}"
+    if at in (first, last) and len(tried) > 1:
+        return "gap", f"lowest at {best:g}{_only_others(one, gap)}"
     if last - first + 1 < LEAST_SIZES:
-        return f"few {noun}s", f"lowest at {best:g}; too few {noun}s about it"
+        return f"few {noun}s", f"lowest at {best:g}; too few {noun}s about it{_only_others(one, gap)}"
     return values[first : last + 1]
+
+
+def _only_others(one: Sampled, gap: Sequence[float]) -> str:
+    """What is to be said of values at which no comparable shape has a loss; empty for none."""
+    if not gap:
+        return ""
+    known = "have a loss" if any(value in one.pruned for value in gap) else "were tried"
+    return f"; at {', '.join(f'{value:g}' for value in gap)} only other shapes {known}"

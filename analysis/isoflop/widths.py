@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from analysis.runs.treatments import SHAPE_FIELDS, guidance, structure_label
 LEAST_WIDTHS = 3
 TOLERANCE = 0.05
 """Relative distance of a run's FLOPs from its budget's mean."""
+ALIKE = 0.01
+"""Distance in log within which two budgets are one."""
 FLOPS, PARAMETERS = "FLOPs", "parameters"
 
 
@@ -33,6 +36,12 @@ class Valley(Sampled):
     budget: float
     unit: str = FLOPS
     over: str = "d_model"
+
+
+def distinct_budgets(found: Sequence[Valley]) -> int:
+    """How many budgets valleys have; those within one per cent of each other are one."""
+    logs = sorted(math.log(valley.budget) for valley in found)
+    return len(logs) and 1 + sum(after - before > ALIKE for before, after in pairwise(logs))
 
 
 def has_valley(runs: Runs) -> bool:

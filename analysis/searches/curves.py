@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from analysis.arms.rates import LEAST_RATES, RATE, Curve
-from analysis.isoflop.minima import Point, fitted, sampled
-from analysis.isoflop.widths import FLOPS, LEAST_WIDTHS, PARAMETERS, Valley
+from analysis.isoflop.minima import Point, best_shape, fitted, sampled
+from analysis.isoflop.widths import FLOPS, LEAST_WIDTHS, PARAMETERS, Valley, distinct_budgets
 from analysis.runs.treatments import PLAIN
 from analysis.searches.trials import Cell, Study, Trial, shown, words
 
@@ -25,22 +25,24 @@ def over(study: Study) -> str:
 
 def has_valley(study: Study) -> bool:
     """Whether a cell has losses at three widths at least."""
-    return any(_wide_enough(cell, over(study)) for cell in study.cells)
+    return any(_wide_enough(cell, over(study)) for cell in study.pooled.cells)
 
 
 def valleys(study: Study) -> list[Valley]:
     """The valleys of a study's cells that have three widths at least.
 
-    The lowest of the shapes tried at a width stands for it (lower envelope); pruned runs have no loss, and a
-    shape of which a run diverged stands for a width only where there is no other. The parabolas of one
-    structure share the variance about them.
+    The lowest of the shapes tried at a width stands for it (lower envelope), if the cell's best shape, at
+    this width, is among them: without it, what was tried is no sign of how low the loss can be. Pruned runs
+    have no loss, and a shape of which a run diverged stands for a width only where there is no other. The
+    parabolas of one structure share the variance about them.
     """
     found: list[Valley] = []
-    dimension = over(study)
-    for structure in dict.fromkeys(cell.structure for cell in study.cells):
-        cells = [c for c in study.cells if c.structure == structure and _wide_enough(c, dimension)]
+    dimension, every = over(study), study.pooled.cells
+    for structure in dict.fromkeys(cell.structure for cell in every):
+        cells = [c for c in every if c.structure == structure and _wide_enough(c, dimension)]
         bare = [_valley(cell, dimension) for cell in cells]
-        at_flops = all(valley.unit == FLOPS for valley in bare)
+        # There is no line through vertices at one budget, along which points could be moved.
+        at_flops = all(valley.unit == FLOPS for valley in bare) and distinct_budgets(bare) == len(bare)
         found += fitted(bare, "width", True, [v.budget for v in bare] if at_flops else None)
     return found
 
@@ -57,10 +59,10 @@ def _valley(cell: Cell, dimension: str) -> Valley:
     column = "params" if unit == PARAMETERS else "train_flops"
     known = [trial.numbers[column] for trial in cell.done if trial.numbers[column] > 0]
     budget = math.exp(float(np.mean(np.log(known)))) if known else cell.budget
-    points = _points(cell.distinct, dimension, unit == FLOPS and len(known) == len(cell.done), budget)
-    return Valley(
-        structure=cell.structure, budget=budget, unit=unit, over=dimension, **sampled(points)
-    )  # fmt: skip
+    counted = unit == FLOPS and len(known) == len(cell.done)
+    points = list(_points(cell.distinct, dimension, counted, budget))
+    fields = sampled(points, best_shape(points))
+    return Valley(structure=cell.structure, budget=budget, unit=unit, over=dimension, **fields)
 
 
 def _points(
@@ -81,7 +83,7 @@ def has_rates(study: Study) -> bool:
     return any(
         cell.done and len({dict(t.searched)[RATE] for t in cell.trials if RATE in dict(t.searched)})
         >= LEAST_RATES
-        for cell in study.cells
+        for cell in study.pooled.cells
     )  # fmt: skip
 
 
@@ -92,6 +94,7 @@ def rate_curves(study: Study) -> list[Curve]:
     are settled by the lower envelope. The variance about the parabolas is pooled over the study.
     """
     bare = []
+    study = study.pooled
     for cell in study.cells:
         mine = [trial for trial in cell.distinct if RATE in dict(trial.searched)]
         batches = sorted({_batch(trial) for trial in mine})

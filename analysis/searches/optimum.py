@@ -2,7 +2,7 @@
 
 d* = k C^a through the vertices of the valleys. From three budgets on a weighted log-log line with its lack of
 fit; between two the slope, whose interval comes of the vertices' own. Shapes are minima over what was tried
-and parabolas are approximations: these intervals hold the noise of the runs only.
+and parabolas are approximations: these intervals hold the scatter about the parabolas only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from scipy.stats import t as student
 from analysis.arrays import Array
 from analysis.isoflop.frontier import LEAST_BUDGETS, LEAST_SE, frontier
 from analysis.isoflop.minima import LEVEL
-from analysis.isoflop.widths import Valley
-from analysis.runs.labels import FAMILIES, family_and_budget
+from analysis.isoflop.widths import Valley, distinct_budgets
+from analysis.runs.labels import FAMILIES, base_and_variant, family_and_budget
 
 Ends = tuple[float, float]
 
@@ -102,13 +102,15 @@ def growth(found: Sequence[Valley]) -> list[Growth]:
 
 def _growth(structure: str, mine: Sequence[Valley]) -> Growth:
     known = sorted((v for v in mine if not v.reason), key=lambda v: v.budget)
-    distinct = len({round(math.log(v.budget), 2) for v in known})
+    distinct, every = distinct_budgets(known), distinct_budgets(mine)
     if distinct < 2:
         why = [f"{v.budget:.2g}: {v.reason}" for v in mine if v.reason]
-        told = f"{len(known)} of {len(mine)} budgets ha{'s' if len(known) == 1 else 've'} a minimum"
-        if len(mine) == 1:
+        told = f"{distinct} of {every} budgets ha{'s' if distinct == 1 else 've'} a minimum"
+        if every == 1:
             told = "one budget" if known else "one budget, without a minimum"
-        return Growth(structure, len(known), len(mine), "; ".join([told, *why]))
+        return Growth(structure, distinct, every, "; ".join([told, *why]))
+    if distinct < min(len(known), LEAST_BUDGETS):
+        return Growth(structure, distinct, every, f"{len(known)} valleys at {distinct} budgets")
     x = np.log([v.budget for v in known])
     y = np.log([v.optimum for v in known])
     if len(known) < LEAST_BUDGETS:
@@ -116,7 +118,7 @@ def _growth(structure: str, mine: Sequence[Valley]) -> Growth:
         ends = [(math.log(v.low), math.log(v.high)) for v in known]
         low, high = difference(float(y[1]), ends[1], float(y[0]), ends[0])
         slope = float(y[1] - y[0]) / span
-        return Growth(structure, 2, len(mine), "", slope, low / span, high / span)
+        return Growth(structure, distinct, every, "", slope, low / span, high / span)
     se = np.maximum([v.log_se for v in known], LEAST_SE)
     fit = frontier(x, y, se)
     weights = 1 / (se**2 + fit.tau**2)
@@ -126,15 +128,26 @@ def _growth(structure: str, mine: Sequence[Valley]) -> Growth:
         inverse_weight=1 / float(weights.sum()), inverse_square=fit.design_se**2,
         scale=fit.se / fit.design_se, dof=fit.dof,
     )  # fmt: skip
-    return Growth(structure, len(known), len(mine), "", fit.value, fit.low, fit.high, line)
+    return Growth(structure, distinct, every, "", fit.value, fit.low, fit.high, line)
 
 
 def contrasts(found: Sequence[Growth]) -> list[Contrast]:
-    """Every structure's exponent against that of dense; none where there is no dense one or no other."""
-    dense = next((g for g in found if family_and_budget(g.structure)[0] == FAMILIES[0]), None)
-    if dense is None:
-        return []
-    return [_contrast(one, dense) for one in found if one is not dense]
+    """Every structure's exponent against that of dense; none where there is no dense one or no other.
+
+    Of several dense series the one of the same further settings is meant; the dense ones themselves are held
+    against the first.
+    """
+    dense = {
+        base_and_variant(g.structure)[1]: g for g in found if family_and_budget(g.structure)[0] == FAMILIES[0]
+    }
+    first = next(iter(dense.values()), None)
+    pairs = []
+    for one in found:
+        same = dense.get(base_and_variant(one.structure)[1], first if len(dense) == 1 else None)
+        reference = first if one is same else same
+        if reference is not None and reference is not one:
+            pairs.append(_contrast(one, reference))
+    return pairs
 
 
 def _contrast(one: Growth, dense: Growth) -> Contrast:

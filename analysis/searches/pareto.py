@@ -48,7 +48,7 @@ def contests(study: Study) -> list[Contest]:
     """The contests of a study, smaller sizes and budgets first; lower is better in both objectives."""
     groups: dict[tuple[str, str], list[Trial]] = {}
     budgets: dict[tuple[str, str], float] = {}
-    for cell in study.cells:
+    for cell in study.pooled.cells:
         key = cell.size, str(cell.budget)
         budgets[key] = cell.budget
         mine = groups.setdefault(key, [])

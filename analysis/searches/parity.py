@@ -37,6 +37,7 @@ class Tuned:
 
 def parity(study: Study) -> list[Tuned]:
     """The searches of a study's cells, size by size."""
+    study = study.pooled
     curves = rate_curves(study)
     cells = [cell for cell in by_size(study) if RATE in cell.dimensions]
     sizes = list(dict.fromkeys(cell.size for cell in cells))
@@ -66,7 +67,10 @@ def _all(curve: Curve) -> list[tuple[str, ...]]:
 
 
 def verdict(found: Sequence[Tuned]) -> list[str]:
-    """Whether the structures of each size had the same number of trials and of distinct runs, in words."""
+    """Whether the structures of each size had the same number of distinct runs, in words.
+
+    Trials that were answered by a run before are free, and teach nothing.
+    """
     said = []
     for size in dict.fromkeys(one.cell.size for one in found):
         mine = [one for one in found if one.cell.size == size]
@@ -74,12 +78,12 @@ def verdict(found: Sequence[Tuned]) -> list[str]:
         if len(mine) < 2:
             said.append(f"{place}one structure, no parity to judge")
             continue
-        trials, runs = {one.trials for one in mine}, {one.runs for one in mine}
-        if len(trials) == 1 and len(runs) == 1:
-            said.append(f"{place}parity: {trials.pop()} trials of {runs.pop()} distinct runs each")
+        runs = {one.runs for one in mine}
+        if len(runs) == 1:
+            said.append(f"{place}parity: {runs.pop()} distinct runs each")
             continue
-        counts = ", ".join(f"{one.cell.structure} {one.trials} ({one.runs})" for one in mine)
-        said.append(f"{place}no parity: trials (distinct runs) are {counts}")
+        counts = ", ".join(f"{one.cell.structure} {one.runs}" for one in mine)
+        said.append(f"{place}no parity: distinct runs are {counts}")
     return said
 
 

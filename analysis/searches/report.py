@@ -14,8 +14,9 @@ from analysis.searches.curves import valleys
 from analysis.searches.optimum import contrasts, growth
 from analysis.searches.pareto import contests, second_name
 from analysis.searches.parity import Tuned, parity, searched_batch, verdict
+from analysis.searches.series import PARAMS, chosen
 from analysis.searches.shapes import Best, Tried, best_shapes
-from analysis.searches.trials import Study, words
+from analysis.searches.trials import Cell, Study, words
 from analysis.tables import Table, latex_file
 
 Texts = dict[str, str]
@@ -23,7 +24,12 @@ SELECTED = (
     "The lowest of several noisy losses is optimistic, by about their noise: train the winners again with "
     "other seeds before their losses are compared."
 )
-BEST_HEADER = ("cell", "shape", "loss", "above the best", "in standard errors", "remark")
+SCATTER = (
+    "Curvature within the scatter means that the parabola's bend is no larger than the scatter of the losses "
+    "about the parabolas lets it be by chance; the scatter holds their misfit, as on a coarse grid, besides "
+    "noise."
+)
+BEST_HEADER = ("cell", "runs (done)", "shape", "loss", "above the best", "in standard errors", "remark")
 PARITY_HEADER = (
     "size", "structure", "trials", "runs", "without a loss", "rates tried", "best rate", "loss",
     "fitted optimum", "95 % interval", "remark",
@@ -46,7 +52,7 @@ def best_texts(study: Study) -> Texts:
         for neighbour in best.neighbours:
             shape, side = neighbour.shape, f"next {neighbour.side} {neighbour.dimension}"
             if shape is None:
-                plain.append([best.cell.label, "neighbour", side, "", "", "", "", ""])
+                plain.append([best.cell.label, "neighbour", side, *[""] * 5, *_counts(best.cell)])
                 continue
             shown.add(shape.values)
             told = side if neighbour.alone else f"{side}, other dimensions differ too"
@@ -58,6 +64,7 @@ def best_texts(study: Study) -> Texts:
     none = [study.title(cell) for cell in study.cells if not cell.done]
     notes = [
         f"Data: {study.coverage()}.",
+        *unequal(study),
         "In units of the standard error of the best shape's loss over the held-out text; a tie lies within "
         "one. All runs are held against the same text, so differences are surer than that; what another "
         "seed would change is not in it. A neighbour is the next value tried in one dimension, and the shape "
@@ -66,7 +73,11 @@ def best_texts(study: Study) -> Texts:
         *([f"No run has a loss in {', '.join(none)}."] if none else []),
     ]
     caption = f"{study.name}: best shapes and their neighbours (held-out loss, nats per token)."
-    header = ("cell", "role", "side", "shape", "run_ids", "val_loss", "val_loss_se", "above_in_se")
+    header = (
+        "cell", "role", "side", "shape", "run_ids", "val_loss", "val_loss_se", "above_in_se", "runs", "done",
+    )  # fmt: skip
+    if len(study.pooled.cells) < len(study.cells):
+        notes.append("Cells that differ in their seed alone are one: runs of one shape are averaged.")
     return _texts(study, "best", "best shapes", [Table(BEST_HEADER, rows, caption)], notes, header, plain)
 
 
@@ -84,7 +95,8 @@ def _row(study: Study, best: Best, shape: Tried, remark: str) -> list[str]:
     first = shape is best.shape
     above, units = shape.loss - best.shape.loss, best.above(shape)
     return [
-        study.title(best.cell) if first else "",
+        study.pooled.title(best.cell) if first else "",
+        "{} ({})".format(*_counts(best.cell)) if first else "",
         shape.words,
         with_error(shape.loss, shape.se, 5),
         "-" if first else number(above, best.shape.se, 3),
@@ -95,7 +107,28 @@ def _row(study: Study, best: Best, shape: Tried, remark: str) -> list[str]:
 
 def _plain(best: Best, shape: Tried, role: str, side: str) -> list[str]:
     numbers = [shape.loss, shape.se, best.above(shape)]
-    return [best.cell.label, role, side, shape.words, "+".join(shape.runs), *map(_cell, numbers)]
+    ids = "+".join(shape.runs)
+    return [best.cell.label, role, side, shape.words, ids, *map(_cell, numbers), *_counts(best.cell)]
+
+
+def _counts(cell: Cell) -> list[str]:
+    return [str(len(cell.distinct)), str(len(cell.done))]
+
+
+def unequal(study: Study) -> list[str]:
+    """What is to be said of cells that are compared, but had unequal numbers of runs; at most one note."""
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in study.pooled.cells:
+        key = cell.size, str(cell.budget), chosen(cell.label).get(PARAMS, "")
+        groups.setdefault(key, []).append(cell)
+    said = [
+        ", ".join("{} {} ({} done)".format(study.pooled.title(cell), *_counts(cell)) for cell in mine)
+        for mine in groups.values()
+        if len({tuple(_counts(cell)) for cell in mine}) > 1
+    ]
+    if not said:
+        return []
+    return [f"Unequal numbers of runs, of which the lowest of more is more optimistic: {'; '.join(said)}."]
 
 
 def parity_texts(study: Study) -> Texts:
@@ -114,6 +147,8 @@ def parity_texts(study: Study) -> Texts:
         *(f"{line}." for line in verdict(found)),
         "Fitted optima are vertices of parabolas of loss in log rate, intervals Fieller's, the variance "
         "pooled over the study; an edge is a best rate at the end of those tried, and no optimum.",
+        SCATTER,
+        *([SELECTED] if rows else []),
         *(
             ["Of several batch sizes the fitted one is that of the best run."]
             if searched_batch(found)
@@ -188,12 +223,18 @@ def optimum_texts(study: Study) -> Texts:
 def _optimum_notes(found: Sequence[Valley], compared: int) -> list[str]:
     notes = [
         "Vertices of parabolas of log loss in log width through the widths about the lowest loss without a "
-        "gap: those within 5 % of it, the five lowest in any case. Intervals are Fieller's, and hold the "
-        "noise of the runs only: a parabola is an approximation.",
+        "gap: those within 5 % of it, its neighbours and the five lowest in any case. Intervals are "
+        "Fieller's, and hold the scatter about the parabolas only: a parabola is an approximation.",
+        SCATTER,
         "Exponents are of the budget: by a weighted log-log line with its lack of fit from three budgets on, "
         "else between two vertices, with an interval from theirs (Zou and Donner 2008), and no lack of fit "
         "can be seen there. No difference shown is not equality shown.",
     ]
+    if any(valley.apart for valley in found):
+        notes.append(
+            "A width counts where the cell's best shape was tried at it: other shapes alone are no sign of "
+            "how low the loss can be there, and no parabola steps over such a width."
+        )
     if any(valley.selected for valley in found):
         notes.append(
             "At a width the lowest of the shapes tried is taken: a minimum over noisy losses, optimistic by "

@@ -10,6 +10,9 @@ import numpy as np
 
 from analysis.searches.trials import Cell, Study, Trial, Values, shown, words
 
+LEAST = {"n_layers": 1.0, "rank": 1.0, "n_blocks": 1.0}
+"""The lowest that a dimension can be: nothing could have been tried below."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -34,14 +37,15 @@ class Tried:
 class Neighbour:
     """The next value tried in one dimension, and the shape there that is nearest in all others.
 
-    side: `lower` or `higher`. shape: None where no such value has a loss: the best is at an edge.
-    alone: whether all other dimensions are as at the best.
+    side: `lower` or `higher`. shape: None where no such value has a loss: the best is at an edge, unless
+    there can be no such value (`bound`). alone: whether all other dimensions are as at the best.
     """
 
     dimension: str
     side: str
     shape: Tried | None
     alone: bool = False
+    bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Best:
 
     @property
     def edges(self) -> list[str]:
-        """The sides at which nothing lies beside the best, in words."""
+        """The sides at which nothing lies beside the best though it could, in words."""
         one = {
             name: sum(n.shape is None for n in self.neighbours if n.dimension == name) for name in self._names
         }
@@ -69,7 +73,7 @@ class Best:
         return said + [
             f"no {n.side} {n.dimension} has a loss"
             for n in self.neighbours
-            if n.shape is None and one[n.dimension] == 1
+            if n.shape is None and not n.bound and one[n.dimension] == 1
         ]
 
     @property
@@ -94,7 +98,7 @@ def tried(cell: Cell) -> list[Tried]:
 
 def best_shapes(study: Study) -> list[Best]:
     """The best shape of every cell that has a loss, with its neighbours and ties."""
-    return [_best(cell, shapes) for cell in study.cells if (shapes := tried(cell))]
+    return [_best(cell, shapes) for cell in study.pooled.cells if (shapes := tried(cell))]
 
 
 def _best(cell: Cell, shapes: Sequence[Tried]) -> Best:
@@ -107,7 +111,8 @@ def _best(cell: Cell, shapes: Sequence[Tried]) -> Best:
             at = [s for s in shapes if beside is not None and dict(s.values).get(name) == beside]
             nearest = min(at, key=lambda s: (_distance(best, s, name, shapes), s.loss), default=None)
             alone = nearest is not None and _distance(best, nearest, name, shapes) == 0
-            neighbours.append(Neighbour(name, side, nearest, alone))
+            bound = side == "lower" and value <= LEAST.get(name, -math.inf)
+            neighbours.append(Neighbour(name, side, nearest, alone, bound))
     ties = [s for s in shapes[1:] if best.se > 0 and s.loss - best.loss <= best.se]
     return Best(cell, best, tuple(neighbours), tuple(ties))
 

@@ -7,7 +7,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,10 +16,13 @@ import numpy as np
 from analysis.digits import quantity
 from analysis.errors import AnalysisError
 from analysis.runs.labels import structure_order
+from analysis.searches.series import seedless, variants
 
 FOLDER, TRIALS, IMPORTANCE = "searches", "trials.csv", "importance.csv"
 KINDS = ("width", "width-params", "lr", "tokens", "pareto")
 STATES = ("done", "pruned", "diverged", "failed")
+FREE = ("width-params", "lr")
+"""Kinds that hold no training FLOPs fixed; what their tables say of a budget is not read."""
 SEARCH = "search."
 NUMBERS = (
     "budget_flops", "d_model", "n_layers", "d_ff", "n_heads", "rank", "n_blocks", "params", "tokens",
@@ -47,7 +50,8 @@ class Trial:
 
     number: within the cell, from 0. repeat: its shape had been proposed before. from_ledger: the run had been
     trained before, and cost nothing. searched: value of each dimension that the cell searches. numbers: of
-    `NUMBERS`, NaN where empty; FLOPs are planned for the whole run, val_loss is in nats per token.
+    `NUMBERS`, NaN where empty; FLOPs are planned for the whole run, val_loss is in nats per token. structure
+    and size: those of the cell.
     """
 
     cell: str
@@ -95,7 +99,9 @@ class Importance:
 class Cell:
     """The trials of one cell in the order of their proposal.
 
-    budget: target of training FLOPs, NaN where there is none.
+    structure: with the values of the study's further axes, as `dense, weight_decay=0.1`: a series. size: in
+    a study of rates with the budget, where there are several. budget: target of training FLOPs, NaN where
+    there is none.
     """
 
     label: str
@@ -144,6 +150,23 @@ class Study:
         """What a cell is called: its own title, or its label where two have that."""
         alike = sum(other.title == cell.title for other in self.cells)
         return cell.title if alike == 1 else cell.label
+
+    @property
+    def pooled(self) -> Study:
+        """The study with the cells that differ in their seed alone as one, whose runs are replicates.
+
+        Trials of such a cell are in the order of the seeds' cells, and their numbers are not unique.
+        """
+        groups: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault(seedless(cell.label), []).append(cell)
+        if len(groups) == len(self.cells):
+            return self
+        cells = [
+            replace(mine[0], label=label, trials=tuple(trial for cell in mine for trial in cell.trials))
+            for label, mine in groups.items()
+        ]
+        return replace(self, cells=tuple(cells))
 
     @property
     def trials(self) -> list[Trial]:
@@ -208,7 +231,7 @@ def read_study(path: Path, importance: Path | None = None, name: str = "") -> St
         raise AnalysisError(f"{path}: holds the trials of study {study!r}, not of {name!r}; {_again(name)}")
     if kind not in KINDS:
         raise AnalysisError(f"{path}: kind = {kind!r} is none of {', '.join(KINDS)}; {_again(study)}")
-    cells = _cells(trials, path)
+    cells = _cells(trials, kind, path)
     found: tuple[Importance, ...] = ()
     if importance is not None and importance.is_file():
         found = _importances(importance, study, {cell.label for cell in cells})
@@ -288,7 +311,7 @@ def _number(text: str, place: str) -> float:
     return value
 
 
-def _cells(trials: Sequence[Trial], path: Path) -> tuple[Cell, ...]:
+def _cells(trials: Sequence[Trial], kind: str, path: Path) -> tuple[Cell, ...]:
     """The trials by cell, checked against each other."""
     groups: dict[str, list[Trial]] = {}
     losses: dict[str, float] = {}
@@ -297,25 +320,36 @@ def _cells(trials: Sequence[Trial], path: Path) -> tuple[Cell, ...]:
         if trial.state == "done" and losses.setdefault(trial.run_id, trial.loss) != trial.loss:
             raise AnalysisError(f"{path}: run {trial.run_id} has two losses; {_again('')}")
     cells = []
+    added = variants(list(groups), kind)
     for label, mine in groups.items():
         mine.sort(key=lambda trial: trial.number)
         for before, trial in pairwise(mine):
             if before.number == trial.number:
                 raise AnalysisError(f"{path}: {label} has trial {trial.number} twice; {_again('')}")
         # As text, since an empty budget is NaN, which equals nothing.
-        if len({(trial.structure, trial.size, str(trial.numbers["budget_flops"])) for trial in mine}) > 1:
+        budgets = {str(trial.numbers["budget_flops"]) for trial in mine if kind not in FREE}
+        if len({(trial.structure, trial.size) for trial in mine}) > 1 or len(budgets) > 1:
             raise AnalysisError(f"{path}: {label} has several structures or budgets; {_again('')}")
-        first = mine[0]
-        cells.append(Cell(label, first.structure, first.size, first.numbers["budget_flops"], tuple(mine)))
+        first, (variant, place) = mine[0], added[label]
+        structure = ", ".join(filter(None, [first.structure, variant]))
+        size = ", ".join(filter(None, [first.size, place]))
+        budget = math.nan if kind in FREE else first.numbers["budget_flops"]
+        named = tuple(replace(trial, structure=structure, size=size) for trial in mine)
+        cells.append(Cell(label, structure, size, budget, named))
     return tuple(sorted(cells, key=_order))
 
 
 def _order(cell: Cell) -> tuple[object, ...]:
     budget = 0.0 if math.isnan(cell.budget) else cell.budget
     # Sizes by their parameters: cpu-xs comes before cpu-s.
-    params = [trial.numbers["params"] for trial in cell.trials if trial.numbers["params"] > 0]
-    size = float(np.median(params)) if cell.size and params else 0.0
-    return structure_order(cell.structure), size, cell.size, budget, cell.label
+    size, tokens = (
+        float(np.median(known)) if cell.size and known else 0.0
+        for known in (
+            [trial.numbers[name] for trial in cell.trials if trial.numbers[name] > 0]
+            for name in ("params", "tokens")
+        )
+    )
+    return structure_order(cell.structure), size, tokens, cell.size, budget, cell.label
 
 
 def _importances(path: Path, study: str, cells: set[str]) -> tuple[Importance, ...]:

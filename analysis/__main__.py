@@ -1,4 +1,4 @@
-"""Command line: laws, comparisons, optima, diagnosis, design, gaps, dynamics, figures, reports."""
+"""Command line: laws, comparisons, optima, the natural law, diagnosis, design, gaps, dynamics, reports."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from analysis.commands import (
     fit,
     gaps,
     isoflop,
+    natural,
     report,
     reproduce,
 )
@@ -25,8 +26,8 @@ from analysis.errors import AnalysisError
 from trainer.errors import TrainerError
 
 COMMANDS = (
-    fit, compare, diagnose, isoflop, design, gaps, dynamics, export, figures, report, reproduce, coverage,
-    bench,
+    fit, compare, diagnose, isoflop, natural, design, gaps, dynamics, export, figures, report, reproduce,
+    coverage, bench,
 )  # fmt: skip
 """Modules, each with `add(commands)`; the help lists them in this order."""
 

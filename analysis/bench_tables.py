@@ -9,6 +9,7 @@ from pathlib import Path
 
 from analysis.digits import estimate, number, significant
 from analysis.latency import Timing, read_timings
+from analysis.lengths import COST, FLAT, LengthTiming, read_lengths
 from analysis.tables import Table, latex_file
 
 RANGE = ("min", "max")
@@ -16,6 +17,7 @@ TITLES = {
     "ffn": "FFN layers: time and speed-up over dense",
     "decode": "Generation: time of a step and tokens a second",
     "train": "Training steps: tokens a second",
+    "length": "Sequence length: time per token of recurrent and dense networks",
 }
 """The benches, by the names of their tables in results/tables/bench."""
 SPREAD = (
@@ -34,7 +36,9 @@ def bench_tables(kind: str, path: Path) -> list[Table]:
     Raises:
         AnalysisError: it cannot be read, or a column is missing.
     """
-    made: dict[str, Callable[[Path], list[Table]]] = {"ffn": _ffn, "decode": _decode, "train": _train}
+    made: dict[str, Callable[[Path], list[Table]]] = {
+        "ffn": _ffn, "decode": _decode, "train": _train, "length": _length,
+    }  # fmt: skip
     return made[kind](path)
 
 
@@ -145,6 +149,34 @@ def _train(path: Path) -> list[Table]:
     return tables
 
 
+def _length(path: Path) -> list[Table]:
+    places: dict[str, list[LengthTiming]] = {}
+    for row in read_lengths(path):
+        torch = f", torch {row.torch}" if row.torch else ""
+        places.setdefault(f"{', '.join(row.place)}{torch}", []).append(row)
+    header = ("direction", "network", "tokens long", "sequences", "us a token", "over shortest")
+    header += ("over dense", "FLOPs over dense", "cost over FLOPs")
+    tables = []
+    for place, found in places.items():
+        found = sorted(found, key=lambda row: (row.direction, not row.recurrent, row.network, row.seq_len))
+        body = [
+            [row.direction, row.network, f"{row.seq_len:,}", f"{row.sequences:,}"]
+            + [_spread(value) for value in (row.us, row.over_shortest, row.over_dense)]
+            + [number(row.flops_over_dense, plain=3), _spread(row.cost)]
+            for row in found
+        ]
+        shortest = " or ".join(f"{n:,}" for n in sorted({row.shortest for row in found}))
+        notes = [
+            _words_of_rounds({row.repeats for row in found}),
+            f"Over shortest: time per token over that of the same network at {shortest} tokens; the goal of "
+            f"recurrent networks is {1 - FLAT:g} to {1 + FLAT:g}. Cost over FLOPs: time over dense, over FLOPs over dense "
+            f"(full attention squares); the goal is at most {COST:g}.",
+        ]  # fmt: skip
+        caption = f"Time per token over sequence length; {place}."
+        tables.append(Table(header, _sparse(body, 2), caption, notes))
+    return tables
+
+
 def _by_place(rows: Sequence[Timing], also: Sequence[str]) -> Mapping[str, list[Timing]]:
     """The rows of each machine and setting, and of each value of other labels, under these in words."""
     words: dict[str, Callable[[str], str]] = {
@@ -220,7 +252,11 @@ def _sparse(rows: Sequence[Sequence[str]], leading: int) -> list[list[str]]:
 
 
 def _rounds(found: Sequence[Timing]) -> str:
-    counts = sorted({int(row.labels["repeats"]) for row in found if row.labels.get("repeats")})
+    return _words_of_rounds({int(row.labels["repeats"]) for row in found if row.labels.get("repeats")})
+
+
+def _words_of_rounds(repeats: set[int]) -> str:
+    counts = sorted(repeats)
     if not counts:
         return SPREAD
     many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"

@@ -100,6 +100,21 @@ def test_a_budget_beyond_the_corpus_says_what_is_there_and_how_to_mend_it() -> N
     Batches(CountingCorpus(None), 0, 10, 5).check(10**9)
 
 
+@pytest.mark.parametrize("length", [4, 10, 33])
+def test_another_length_has_a_draw_of_its_own(length: int) -> None:
+    """A curriculum's batch is that of a run of this length: a function of seed, step and length."""
+    batches = Batches(CountingCorpus(1001), 3, 10, 6)
+    inputs, targets = batches.batch(7, seq_len=length)
+    assert inputs.shape == (6, length) and np.array_equal(targets, inputs + 1)
+    own = Batches(CountingCorpus(1001), 3, length, 6).batch(7)
+    assert np.array_equal(inputs, own[0]) and np.array_equal(targets, own[1])
+    assert np.array_equal(batches.batch(7, seq_len=10)[0], batches.batch(7)[0])
+    parts = [batches.batch(7, rank, 3, length)[0] for rank in range(3)]
+    assert np.array_equal(np.concatenate(parts), inputs)
+    with pytest.raises(CorpusError, match=r"less than one sequence of model\.seq_len = 2000"):
+        batches.batch(0, seq_len=2000)
+
+
 def test_an_uneven_division_and_a_tiny_corpus_are_refused() -> None:
     with pytest.raises(CorpusError, match="evenly by 3 processes"):
         Batches(CountingCorpus(1001), 0, 10, 4).batch(0, 0, 3)

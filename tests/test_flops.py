@@ -152,7 +152,7 @@ def test_conventions_are_ordered_as_their_definitions_say() -> None:
     counts = model_counts(model)
     assert (
         flops_per_token(model, "paper") - flops_per_token(model, "causal")
-        == 3 * counts.forward_attention // 2
+        == 3 * counts.sequence_attention // counts.seq_len // 2
     )
     assert flops_per_token(model, "6N") == 6 * counts.params_total
     assert flops_per_token(model, "6N_non_embedding") == 6 * counts.params_non_embedding

@@ -1,4 +1,4 @@
-"""Command line of the trainer: describe, train, data, generate, bench."""
+"""Command line of the trainer: describe, train, evaluate, data, generate, bench."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from trainer.bench.commands import bench_app
 from trainer.commandline import HELP, run_app
 from trainer.errors import TrainerError
+from trainer.evaluate_command import evaluate
 from trainer.generate_command import generate
 from trainer.options import (
     ConfigOption,
@@ -26,13 +27,14 @@ from trainer.options import (
 from trainer.presets import resolve
 
 app = typer.Typer(
-    help="One training run: describe it, train it, generate from it, prepare its corpus, measure its speed.",
+    help="One training run: describe, train and evaluate it, generate from it, prepare its corpus, time it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings=HELP,
 )
 app.add_typer(bench_app, name="bench")
+app.command()(evaluate)
 app.command()(generate)
 
 
@@ -109,7 +111,7 @@ def data(
     spec: Annotated[
         str | None,
         typer.Argument(
-            help="pysource, text:PATH, hf:NAME, or a data table as JSON; default that of --preset."
+            help="pysource, text:PATH, hf:NAME, images, or a data table as JSON; default that of --preset."
         ),
     ] = None,
     preset: PresetOption = None,

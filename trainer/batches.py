@@ -45,16 +45,16 @@ def sequence_indices(
     return out
 
 
-def heldout_windows(config: RunConfig) -> int:
-    """Held-out sequences that a run is measured on."""
-    return max(2, config.eval.tokens // config.model.seq_len)
+def heldout_windows(config: RunConfig, seq_len: int | None = None, tokens: int | None = None) -> int:
+    """Held-out sequences that a run is measured on; by default of its own length, eval.tokens of them."""
+    return max(2, (tokens or config.eval.tokens) // (seq_len or config.model.seq_len))
 
 
 def check_corpus(config: RunConfig, corpus: Corpus) -> Batches:
     """The batches of a run, once everything that it will ask of its corpus is known to be there.
 
-    Raises CorpusError for too few training or held-out tokens, ConfigError for too small a vocabulary; before
-    the first step rather than after the last.
+    Raises CorpusError for too few training or held-out tokens and for a length that a task does not have,
+    ConfigError for too small a vocabulary; before the first step rather than after the last.
     """
     if corpus.vocab_size > config.model.vocab_size:
         raise ConfigError(
@@ -62,6 +62,10 @@ def check_corpus(config: RunConfig, corpus: Corpus) -> Batches:
             f"{corpus.label}; leave it out to have it fit"
         )
     length = config.model.seq_len
+    plan = config.curriculum
+    for each in plan.lengths if plan else (length,):
+        corpus.check_length(each)
+        corpus.check_heldout(plan.sequences if plan else 0, each)
     batches = Batches(corpus, config.seed, length, config.batch_sequences, config.data.max_epochs)
     batches.check(config.base_steps)
     corpus.check_heldout(heldout_windows(config), length)
@@ -87,12 +91,7 @@ class Batches:
         self.seq_len = seq_len
         self.batch_sequences = batch_sequences
         self.max_epochs = max_epochs
-        self.n_sequences = corpus.n_train_sequences(seq_len)
-        if self.n_sequences == 0:
-            raise CorpusError(
-                f"{corpus.label}: {corpus.n_train_tokens} training tokens are less than one sequence of "
-                f"model.seq_len = {seq_len}; take a larger corpus or a shorter seq_len"
-            )
+        self.n_sequences = _n_sequences(corpus, seq_len)
 
     def check(self, total_steps: int) -> None:
         """Raise CorpusError where `total_steps` need more than max_epochs of the corpus."""
@@ -110,10 +109,16 @@ class Batches:
             f"lower tokens, take a larger corpus, or set data.max_epochs = {-(-wanted // self.n_sequences)}"
         )
 
-    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Indices, Indices]:
+    def batch(
+        self, step: int, rank: int = 0, world_size: int = 1, seq_len: int | None = None
+    ) -> tuple[Indices, Indices]:
         """Inputs and targets of `rank` at `step`, each int64 (batch_sequences / world_size, seq_len).
 
-        The ranks' parts, in order of rank, are the batch of a single process.
+        The ranks' parts, in order of rank, are the batch of a single process.  With another `seq_len` than
+        the run's (a curriculum) the batch has as many sequences, drawn from those of that length.
+
+        Raises:
+            CorpusError: the batch cannot be shared evenly, or there are no sequences of that length.
         """
         if self.batch_sequences % world_size:
             raise CorpusError(
@@ -123,9 +128,21 @@ class Batches:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} outside world of {world_size}")
+        length = self.seq_len if seq_len is None else seq_len
+        n_sequences = self.n_sequences if length == self.seq_len else _n_sequences(self.corpus, length)
         share = self.batch_sequences // world_size
         indices = sequence_indices(
-            self.corpus.fingerprint, self.seed, step, self.batch_sequences, self.n_sequences
+            self.corpus.fingerprint, self.seed, step, self.batch_sequences, n_sequences
         )
-        windows = self.corpus.train_sequences(indices[rank * share : (rank + 1) * share], self.seq_len)
-        return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+        return self.corpus.train_examples(indices[rank * share : (rank + 1) * share], length)
+
+
+def _n_sequences(corpus: Corpus, seq_len: int) -> int | None:
+    """Training sequences of a length; CorpusError where there is none."""
+    there = corpus.n_train_sequences(seq_len)
+    if there == 0:
+        raise CorpusError(
+            f"{corpus.label}: {corpus.n_train_tokens} training tokens are less than one sequence of "
+            f"model.seq_len = {seq_len}; take a larger corpus or a shorter seq_len"
+        )
+    return there

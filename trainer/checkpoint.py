@@ -13,7 +13,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trainer.curriculum import StageState
 from trainer.errors import CheckpointError, RunDirError
 from trainer.rundir import CHECKPOINTS, io_errors, sync_folder, write_json
 
@@ -40,6 +41,14 @@ class LoopState:
     """Step of the last metrics line."""
     train_loss: float | None = None
     """Mean loss of that line's window, nats per token."""
+    stages: StageState = field(default_factory=StageState)
+    """Where the run is in its curriculum."""
+
+    @classmethod
+    def read(cls, sidecar: dict[str, Any]) -> LoopState:
+        """From a checkpoint's sidecar; those of earlier versions know no stages."""
+        plain = {key: sidecar[key] for key in ("step", "seconds", "logged_step", "train_loss")}
+        return cls(**plain, stages=StageState(**sidecar.get("stages", {})))
 
 
 def save_checkpoint(
@@ -71,7 +80,7 @@ def save_checkpoint(
             raise RunDirError(f"{path}: cannot be written ({error}); free some space and run again") from None
         finally:
             temp.unlink(missing_ok=True)
-    write_json(path.with_suffix(".json"), {**vars(state), "sha256": digest})
+    write_json(path.with_suffix(".json"), {**asdict(state), "sha256": digest})
     for old in list_checkpoints(run_dir)[KEEP:]:
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink(missing_ok=True)
@@ -111,7 +120,7 @@ def load_checkpoint(
         if sidecar is None:
             rejected.append(f"{path}: {problem}")
             continue
-        state = LoopState(**{key: sidecar[key] for key in vars(LoopState())})
+        state = LoopState.read(sidecar)
         prepare(state.step)
         _restore(load_file(path), network, optimizer, accumulators)
         return state, [f"{line}; falling back to the one before" for line in rejected]

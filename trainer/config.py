@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -21,9 +21,11 @@ from pydantic import (
 )
 
 from trainer.corpora import DataConfig
-from trainer.flops import guided_maps, matching_guided_steps
+from trainer.curriculum import CurriculumConfig
+from trainer.flops import check_prunable, guided_maps, matching_guided_steps
 from trainer.guidance import DEFAULT_FRACTION
 from trainer.models.config import Frozen, ModelConfig, Positive
+from trainer.pruning import PruneConfig
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a field changes, so that old results are never served for it."""
@@ -144,6 +146,8 @@ class EvalConfig(Frozen):
 class RunConfig(Frozen):
     """One training run."""
 
+    NEUTRAL: ClassVar[dict[str, Any]] = {"curriculum": None, "prune": None}
+
     model: ModelConfig
     """The network."""
     data: DataConfig = DataConfig()
@@ -157,6 +161,10 @@ class RunConfig(Frozen):
     fixed_flops sees some of them twice."""
     guide: GuideConfig = Field(default=GuideConfig(), validate_default=True)
     """Self-guided training."""
+    curriculum: CurriculumConfig | None = None
+    """Stages by sequence length; `tokens` then counts every step at full length, the most that it can cost."""
+    prune: PruneConfig | None = None
+    """Gradual pruning; a sparsity of 0 is the same as none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is autocast with fp32 weights and optimizer."""
     seed: int = Field(default=1, ge=0)
@@ -196,6 +204,16 @@ class RunConfig(Frozen):
             return guide
         return guide.resolved(model, tokens // optim.batch_tokens, optim.batch_tokens)
 
+    @field_validator("prune", mode="after")
+    @classmethod
+    def _resolve_prune(cls, prune: PruneConfig | None, info: ValidationInfo) -> PruneConfig | None:
+        if prune is None or prune.sparsity == 0:
+            return None
+        model, optim, tokens = (info.data.get(name) for name in ("model", "optim", "tokens"))
+        if model is not None and optim is not None and tokens is not None:
+            check_prunable(model, prune, tokens // optim.batch_tokens)
+        return prune
+
     @model_validator(mode="after")
     def _whole_sequences(self) -> Self:
         if self.optim.batch_tokens % self.model.seq_len:
@@ -203,6 +221,26 @@ class RunConfig(Frozen):
                 f"optim.batch_tokens = {self.optim.batch_tokens} is not a multiple of "
                 f"model.seq_len = {self.model.seq_len}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_curriculum(self) -> Self:
+        if self.curriculum is None:
+            return self
+        if self.curriculum.lengths[-1] != self.model.seq_len:
+            raise ValueError(
+                f"curriculum.lengths end with {self.curriculum.lengths[-1]}, not with "
+                f"model.seq_len = {self.model.seq_len}; make them equal"
+            )
+        if self.guide.mode != "none":
+            raise ValueError("curriculum and guide both change a run as it goes; keep one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _check_prune(self) -> Self:
+        other = "guide" if self.guide.mode != "none" else "curriculum" if self.curriculum else None
+        if self.prune is not None and other is not None:
+            raise ValueError(f"prune and {other} both change a run as it goes; keep one of them")
         return self
 
     @property
@@ -230,7 +268,8 @@ class RunConfig(Frozen):
         return self.optim.batch_tokens // self.model.seq_len
 
     def canonical_json(self) -> str:
-        """The one text form of this configuration: every field, sorted keys, no spaces."""
+        """The one text form of this configuration: sorted keys, no spaces; every field, but those that later
+        versions added where they say what was always so (Frozen.NEUTRAL)."""
         return self._text(_canonical(self.data))
 
     def run_id(self, corpus_fingerprint: str) -> str:
@@ -245,8 +284,8 @@ class RunConfig(Frozen):
     def _text(self, data: str) -> str:
         texts = {"data": data}
         for name in type(self).model_fields:
-            if name != "data":
-                value = getattr(self, name)
+            value = getattr(self, name)
+            if name != "data" and (name not in self.NEUTRAL or value != self.NEUTRAL[name]):
                 texts[name] = _canonical(value) if isinstance(value, BaseModel) else json.dumps(value)
         return "{" + ",".join([f'"{name}":{texts[name]}' for name in sorted(texts)]) + "}"
 
@@ -254,7 +293,9 @@ class RunConfig(Frozen):
 @lru_cache(maxsize=4096)
 def _canonical(part: BaseModel) -> str:
     """Canonical JSON of one table; the runs of a sweep share most of theirs."""
-    return json.dumps(part.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    dump, neutral = part.model_dump(mode="json"), part.NEUTRAL if isinstance(part, Frozen) else {}
+    kept = {name: value for name, value in dump.items() if name not in neutral or value != neutral[name]}
+    return json.dumps(kept, sort_keys=True, separators=(",", ":"))
 
 
 @lru_cache(maxsize=256)

@@ -17,14 +17,16 @@ from trainer.checkpoint import load_weights
 from trainer.config import RunConfig
 from trainer.corpora import Corpus, fingerprint, open_corpus
 from trainer.corpora.corpus import TOKENIZER, corpus_folder
-from trainer.corpora.spec import BpeTokenizer
+from trainer.corpora.spec import LearnedTokenizer
 from trainer.corpora.tokenizer import Encoder, encoder_for
 from trainer.crossover import Setting, crossovers, prefers
 from trainer.device import prepare_device, select_device
 from trainer.errors import ConfigError
 from trainer.execution import Execution
 from trainer.messages import nearest, validation_line
-from trainer.models.decode import KVCache, advance, cast_weights
+from trainer.models.build import build_network
+from trainer.models.config import longest
+from trainer.models.decode import advance, cast_weights, make_cache
 from trainer.models.premerge import (
     Memory,
     PremergeMode,
@@ -60,7 +62,7 @@ class Run:
         spec = self.config.data.tokenizer
         if spec is None:
             return None
-        if not isinstance(spec, BpeTokenizer):
+        if not isinstance(spec, LearnedTokenizer):
             return encoder_for(spec)
         # Opening the corpus tells whether it is whole.
         assert self.corpus
@@ -231,7 +233,7 @@ class Generator:
         Raises:
             ConfigError: prompt and new tokens together are more than seq_len; the weights are not finite.
         """
-        check_length(prompts, tokens, self.network.model.seq_len)
+        check_length(prompts, tokens, longest(self.network.model))
         total = Generation([], 0.0, 0.0, decoding_memory(self.network))
         for first in range(0, len(prompts), batch):
             part = prompts[first : first + batch]
@@ -251,7 +253,7 @@ class Generator:
     ) -> None:
         network, device = self.network, self.device
         counts = [len(prompt) for prompt in prompts]
-        cache = KVCache(network.model, len(prompts), max(counts) + tokens, self.dtype, device)
+        cache = make_cache(network, len(prompts), max(counts) + tokens, self.dtype, device)
         total.memory = max(total.memory, decoding_memory(network, cache))
         padded = torch.zeros(len(prompts), max(counts), dtype=torch.int64)
         for row, prompt in zip(padded, prompts, strict=True):
@@ -285,17 +287,17 @@ def _until(ids: list[int], stop: int | None) -> list[int]:
     return ids[: ids.index(stop) + 1] if stop is not None and stop in ids else ids
 
 
-def check_length(prompts: Sequence[Sequence[int]], tokens: int, seq_len: int) -> None:
+def check_length(prompts: Sequence[Sequence[int]], tokens: int, seq_len: int | None) -> None:
     """Raise ConfigError, with the limit, where the longest prompt leaves no room for so many new tokens."""
-    longest = max(map(len, prompts))
-    if longest + tokens <= seq_len:
+    prompt = max(map(len, prompts))
+    if seq_len is None or prompt + tokens <= seq_len:
         return
-    room = seq_len - longest
+    room = seq_len - prompt
     remedy = (
         f"ask for at most --tokens {room}" if room > 0 else f"give at most {seq_len - 1} tokens of prompt"
     )
     raise ConfigError(
-        f"a prompt of {longest} tokens and {tokens} new ones are more than the network was trained on "
+        f"a prompt of {prompt} tokens and {tokens} new ones are more than the network was trained on "
         f"(seq_len = {seq_len}); {remedy}"
     )
 
@@ -306,7 +308,7 @@ def load_network(run: Run) -> tuple[Transformer, int]:
     Raises:
         CheckpointError: the run has no good checkpoint.
     """
-    network = Transformer(run.config.model)
+    network = build_network(run.config.model)
     return network, load_weights(run.folder, network)
 
 

@@ -49,7 +49,7 @@ def generate(
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option(min=1, help=f"New tokens; default what fits seq_len, at most {DEFAULT_TOKENS}."),
+        typer.Option(min=1, help=f"New tokens; default what fits the positions, at most {DEFAULT_TOKENS}."),
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Only the k most likely tokens.")] = None,
@@ -94,6 +94,7 @@ def _generate(
     from trainer.bench.progress import BenchProgress
     from trainer.device import device_name
     from trainer.generate import Generator, check_length, checkpoint_note, find_run, load_network, place
+    from trainer.models.config import longest
     from trainer.sampling import Sampling
 
     try:
@@ -103,15 +104,15 @@ def _generate(
     run = find_run(name, results)
     network, step = load_network(run)
     prompts = _prompts(run, given.texts, given.files)
-    longest, seq_len = max(map(len, prompts)), run.config.model.seq_len
-    tokens = given.tokens or max(1, min(DEFAULT_TOKENS, seq_len - longest))
-    check_length(prompts, tokens, seq_len)
+    prompt, most = max(map(len, prompts)), longest(run.config.model)
+    tokens = given.tokens or max(1, min(DEFAULT_TOKENS, (most or DEFAULT_TOKENS + prompt) - prompt))
+    check_length(prompts, tokens, most)
     device = place(execution)
     precision = given.precision or run.config.precision
     stop = None if run.encoder is None or given.through_end else run.encoder.eos
     with BenchProgress() as progress:
-        most = min(given.batch, len(prompts)) * longest
-        ready = Generator(network, device, precision, given.premerge, run.results, most, progress.phase)
+        at_once = min(given.batch, len(prompts)) * prompt
+        ready = Generator(network, device, precision, given.premerge, run.results, at_once, progress.phase)
         progress.phase(f"{len(prompts)} rows of {tokens} tokens")
         made = ready(prompts, tokens, sampling, given.batch, stop, progress.call)
     return {

@@ -28,6 +28,7 @@ from trainer.checkpoint import (
 )
 from trainer.config import RunConfig
 from trainer.corpora import Corpus
+from trainer.curriculum import Curriculum, tokens_of_steps
 from trainer.device import cpu_has_bf16, device_name, peak_flops, prepare_device, select_device
 from trainer.distributed import World, process_group, world_from_environment
 from trainer.errors import CheckpointError
@@ -131,14 +132,14 @@ class _Run:
         self.should_stop, self.on_progress = should_stop, on_progress
         self.batches = check_corpus(config, corpus)
         fresh = not list_checkpoints(run_dir)
-        self.step = TrainStep(config, execution, device, world, draw_weights=fresh)
+        self.step = TrainStep(config, execution, device, world, draw_weights=fresh, scored=corpus.scored)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.state = LoopState()
         self.attempt = int(read_status(run_dir).get("attempt", 0)) + 1
         self.started = time.time()
         self.last_status = 0.0
         self.attempt_seconds = 0.0
-        self.attempt_steps = 0
+        self.attempt_tokens = self.attempt_flops = 0
         self.diverged_step: int | None = None
 
     def run(self) -> str:
@@ -147,15 +148,7 @@ class _Run:
         outcome = self._train()
         if outcome == "done":
             try:
-                evaluation = evaluate(
-                    self.step.network,
-                    self.corpus,
-                    self.config,
-                    self.step.micro,
-                    self.device,
-                    self.world,
-                    self._eval_tick,
-                )
+                evaluation = self._evaluate()
             except Interrupted:
                 outcome = "preempted"
             else:
@@ -175,6 +168,7 @@ class _Run:
         if state is not None:
             self.state = state
             notes.append(f"resumed at step {state.step} of {self.config.steps}")
+        self.attempt_tokens, self.attempt_flops = self._tokens, self._spent()
         if not self.world.agree(self.state.step, self.device):
             raise CheckpointError(
                 f"{self.run_dir / CHECKPOINTS}: the processes of this run find different checkpoints (this "
@@ -199,14 +193,23 @@ class _Run:
     def _train(self) -> str:
         """The loop proper; returns done, diverged or preempted."""
         config, state = self.config, self.state
+        curriculum = Curriculum(config, state.stages) if config.curriculum else None
         every = max(1, config.steps // self.execution.log_points)
         clock = last_saved = time.monotonic()
         while state.step < config.steps:
-            batch = self.batches.batch(config.data_step(state.step), self.world.rank, self.world.size)
-            loss, grad_norm = self.step(state.step, *batch)
+            length, rate = config.model.seq_len, 1.0
+            if curriculum is not None:
+                if curriculum.due(state.step) and not self._measure(curriculum):
+                    return "preempted"
+                if state.stages.finished:
+                    self._save()
+                    return "done"
+                length, rate = curriculum.length, curriculum.rate
+            step = config.data_step(state.step)
+            batch = self.batches.batch(step, self.world.rank, self.world.size, length)
+            loss, grad_norm = self.step(state.step, *batch, rate)
             self.loss_sum += loss
             state.step += 1
-            self.attempt_steps += 1
 
             now = time.monotonic()
             state.seconds += now - clock
@@ -231,6 +234,37 @@ class _Run:
                 self._report()
         return "done"
 
+    def _measure(self, curriculum: Curriculum) -> bool:
+        """Measure the held-out loss of the present stage, and move on; False where the run was asked to stop."""
+        length = curriculum.length
+        try:
+            found = self._evaluate(length, curriculum.plan.sequences * length)
+        except Interrupted:
+            # The weights of this step are saved, and the next attempt measures them first.
+            self._save()
+            return False
+        curriculum.record(self.state.step, found.loss, found.accuracy, self.state.seconds)
+        return True
+
+    def _evaluate(self, seq_len: int | None = None, tokens: int | None = None) -> Evaluation:
+        """The held-out loss, by default at full length on eval.tokens; raises Interrupted."""
+        return evaluate(
+            self.step.network,
+            self.corpus,
+            self.config,
+            self.step.micro,
+            self.device,
+            self.world,
+            self._eval_tick,
+            seq_len,
+            tokens,
+        )
+
+    @property
+    def _tokens(self) -> int:
+        """Training tokens so far."""
+        return tokens_of_steps(self.config, self.state.step, self.state.stages.ends)
+
     def _accumulators(self) -> dict[str, Tensor]:
         return {"loss_sum": self.loss_sum}
 
@@ -253,10 +287,11 @@ class _Run:
             self.run_dir,
             {
                 "step": self.state.step,
-                "tokens": self.state.step * self.config.optim.batch_tokens,
+                "tokens": self._tokens,
                 "train_loss": self.state.train_loss,
                 "lr": self.step.rate,
                 **self._guide_weight(),
+                **self._stage(),
                 "grad_norm": grad_norm.item(),
                 "tokens_per_second": round(self._tokens_per_second(), 1),
                 "seconds": round(self.state.seconds, 3),
@@ -268,16 +303,26 @@ class _Run:
         guided = self.config.guided_steps
         return {"guide_weight": guide_weight(self.state.step - 1, guided)} if guided else {}
 
+    def _stage(self) -> dict[str, float | None]:
+        if self.config.curriculum is None:
+            return {}
+        stages = self.state.stages
+        length = self.config.curriculum.lengths[len(stages.ends)]
+        return {"seq_len": length, "stage_loss": stages.loss, "stage_accuracy": stages.accuracy}
+
     def _tokens_per_second(self) -> float:
-        return self.attempt_steps * self.config.optim.batch_tokens / max(1e-9, self.attempt_seconds)
+        return (self._tokens - self.attempt_tokens) / max(1e-9, self.attempt_seconds)
+
+    def _spent(self) -> int:
+        """Training FLOPs so far."""
+        return spent_flops(self.config, self.state.step, ends=self.state.stages.ends)
 
     def _report(self) -> None:
         """Heartbeat for the ledger and progress for the watcher."""
         speed = self._tokens_per_second()
         left = (self.config.steps - self.state.step) * self.config.optim.batch_tokens / max(speed, 1e-9)
         peak = peak_flops(self.device, self.config.precision)
-        before = spent_flops(self.config, self.state.step - self.attempt_steps)
-        work = spent_flops(self.config, self.state.step) - before
+        work = self._spent() - self.attempt_flops
         achieved = work / max(1e-9, self.attempt_seconds) / (peak * self.world.size) if peak else None
         self._write_status("running", tokens_per_second=round(speed, 1), eta_seconds=round(left, 1))
         self.on_progress(
@@ -301,7 +346,7 @@ class _Run:
             "attempt": self.attempt,
             "step": self.state.step,
             "total_steps": self.config.steps,
-            "tokens": self.state.step * self.config.optim.batch_tokens,
+            "tokens": self._tokens,
             "train_loss": self.state.train_loss,
             "heartbeat": time.time(),
             "started": self.started,
@@ -320,10 +365,8 @@ class _Run:
             self.corpus,
             self.run_id,
             state,
-            self.state.train_loss,
             evaluation,
-            self.state.seconds,
-            self.state.step,
+            self.state,
             self.diverged_step,
         )
         machine = {"device": device_name(self.device), "threads": torch.get_num_threads()}

@@ -9,8 +9,8 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 TAGGED = {
-    "corpus": ("pysource", "synthetic", "text", "tokens", "hf"),
-    "tokenizer": ("bytes", "bpe", "file"),
+    "corpus": ("pysource", "synthetic", "text", "tokens", "hf", "copy", "selective-copy", "images"),
+    "tokenizer": ("bytes", "bpe", "chars", "file"),
 }
 """Fields that hold one of several tables, and the kinds of those."""
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trainer.config import GuideConfig, RunConfig
+from trainer.corpora.spec import IDS_KINDS
 from trainer.errors import ConfigError
 from trainer.flops import flops_of_steps, flops_per_step, flops_per_token, model_counts
 from trainer.messages import nearest, validation_line
@@ -187,13 +188,16 @@ def complete_budget(budget: Mapping[str, Any] | None, tokens: Any) -> Budget:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Partial:
-    """Deep merge: tables are merged, anything else in `top` replaces; a table with `kind` replaces whole."""
+    """Deep merge: tables are merged, anything else in `top` replaces.
+
+    A table with `kind` replaces whole, for its kinds have fields of their own; `model` has all in one table.
+    """
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
-        deep = isinstance(value, Mapping) and isinstance(old, Mapping) and "kind" not in value
+        deep = isinstance(value, Mapping) and (key == "model" or "kind" not in value)
         merged[key] = merge(old, value) if deep and isinstance(old, Mapping) else value
-    if "corpus" in top and "tokenizer" not in top and _corpus_kind(top["corpus"]) in ("synthetic", "tokens"):
+    if "corpus" in top and "tokenizer" not in top and _corpus_kind(top["corpus"]) in IDS_KINDS:
         # These corpora are ids already: a tokenizer that came with the old corpus goes with it.
         merged.pop("tokenizer", None)
     return merged
@@ -271,7 +275,14 @@ def size_label(model: ModelConfig) -> str:
 def run_labels(config: RunConfig) -> dict[str, str]:
     """`size` and `structure` of a run, as tables and figures group by them."""
     model = config.model
-    return {"size": size_label(model), "structure": structure_label(model.structure, model.d_model)}
+    structure = structure_label(model.structure, model.d_model)
+    if model.kind == "recurrent":
+        structure = "recurrent" if structure == "dense" else f"recurrent, {structure}"
+    if model.loop is not None:
+        structure += f", looped {model.loop.passes}"
+    if config.prune is not None:
+        structure += f", {config.prune.label}"
+    return {"size": size_label(model), "structure": structure}
 
 
 @lru_cache(maxsize=1)

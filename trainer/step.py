@@ -14,9 +14,11 @@ from trainer.config import RunConfig
 from trainer.device import attention_kernel, autocast, micro_batch
 from trainer.distributed import World
 from trainer.execution import Execution
+from trainer.models.build import build_network
 from trainer.models.guide import Guidance
 from trainer.models.parametrize import initialise
-from trainer.models.transformer import Transformer
+from trainer.models.prune import Pruning
+from trainer.models.recurrent import RecurrentTransformer
 from trainer.optim import DivergenceGuard, build_optimizer
 from trainer.schedule import learning_rate
 
@@ -24,7 +26,8 @@ from trainer.schedule import learning_rate
 class TrainStep:
     """The network with its optimizer, and the update of one step.
 
-    With `draw_weights` false they are left for a checkpoint to fill in.
+    With `draw_weights` false they are left for a checkpoint to fill in.  `scored`: targets of a sequence that
+    count, as the corpus says; None for all.
 
     Raises ConfigError where the global batch does not divide over the processes.
     """
@@ -36,15 +39,17 @@ class TrainStep:
         device: torch.device,
         world: World,
         draw_weights: bool = True,
+        scored: int | None = None,
     ) -> None:
-        self.config, self.device, self.world = config, device, world
+        self.config, self.device, self.world, self.scored = config, device, world, scored
         self.micro = micro_batch(config, execution, device, world.size)
-        self.network = Transformer(config.model, attention_kernel(config, execution, device))
+        self.network = build_network(config.model, attention_kernel(config, execution, device))
         if draw_weights:
             initialise(self.network, config.seed)
         self.guidance = Guidance(self.network, config) if config.guided_steps else None
         self.network.to(device)
         self.optimizer = build_optimizer(self.network, config.optim)
+        self.pruning = Pruning(self.network, self.optimizer, config.prune, config) if config.prune else None
         self.guard = DivergenceGuard(config.optim.diverge_ratio * math.log(config.model.vocab_size), device)
         self.compile = execution.compile
         self.rate = 0.0
@@ -73,28 +78,35 @@ class TrainStep:
             self.forward = self._wrapped()
 
     def __call__(
-        self, step: int, inputs: NDArray[np.int64], targets: NDArray[np.int64]
+        self, step: int, inputs: NDArray[np.int64], targets: NDArray[np.int64], rate: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Do update `step` (0-based) on this process's rows of the global batch, each (rows, T).
 
-        Returns the mean loss over the global batch (nats per token) and the gradient norm before
+        `rate` multiplies the schedule's learning rate, as a curriculum wants it.  Returns the mean loss over the global batch (nats per token) and the gradient norm before
         clipping, both on the device, so that nothing waits for it.
         """
-        self.rate = learning_rate(step, self.config.steps, self.config.optim)
+        self.rate = rate * learning_rate(step, self.config.steps, self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["lr_scale"]
         if self.guidance is not None:
             self.guidance.set(step)
+        if isinstance(self.network, RecurrentTransformer):
+            self.network.draw_block(self.config.seed, step)
         loss = self._accumulate_gradients(inputs, targets)
+        if self.pruning is not None:
+            self.pruning.mask_gradients()
         grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip)
         self.guard.check(step, loss, grad_norm)
         self.guard.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.pruning is not None:
+            self.pruning.prune_after(step + 1)
         self.skip_to(step + 1)
         return loss, grad_norm
 
     def _accumulate_gradients(self, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> Tensor:
-        rows = len(inputs)
+        rows, length = targets.shape
+        scored = length if self.scored is None else self.scored
         total = torch.zeros((), device=self.device)
         for start in range(0, rows, self.micro):
             part = slice(start, start + self.micro)
@@ -104,7 +116,8 @@ class TrainStep:
             with hold:
                 with autocast(self.config, self.device):
                     losses = self.forward(self._to_device(inputs[part]), self._to_device(targets[part]))
-                loss = losses.mean() * (self.micro / rows)
+                # Every sequence has as many scored targets; those that are not scored have no loss.
+                loss = losses.mean() * (self.micro / rows * (length / scored))
                 loss.backward()
             total += loss.detach()
         return self.world.mean(total)

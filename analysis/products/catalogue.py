@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from analysis.products import arms, laws, measured, recurrent, searches, surfaces, sweeps
+from analysis.products import arms, laws, measured, natural, recurrent, searches, surfaces, sweeps
 from analysis.products.product import Product
 from analysis.products.tracked import Tracked
 
@@ -14,6 +14,7 @@ PROVIDERS: tuple[Provider, ...] = (
     sweeps.products,
     laws.products,
     surfaces.products,
+    natural.products,
     arms.products,
     searches.products,
     recurrent.products,

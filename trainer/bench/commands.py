@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from trainer.bench.length_command import bench_length
+from trainer.bench.options import RepeatsOption, ThreadsOption, counts, factor, say
 from trainer.commandline import duration
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
@@ -20,14 +21,11 @@ from trainer.presets import PRESETS, Partial, resolve
 bench_app = typer.Typer(
     help="Measure speed on this machine; tables go to RESULTS/tables/bench.", no_args_is_help=True
 )
+bench_app.command("length")(bench_length)
 
 StructuresOption = Annotated[str, typer.Option("--structures", help="Comma-separated.")]
 PrecisionsOption = Annotated[str, typer.Option("--precisions", help="Comma-separated: fp32,bf16.")]
 CompileOption = Annotated[bool, typer.Option("--compile", help="Measure compiled beside eager.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads; default all cores.")
-]
-RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, help="Rounds, structures in turn.")]
 FFN_STRUCTURES = "dense,lowrank-63,lowrank-32,blockdense-63,blockdense-32,blockshuffle-63,blockshuffle-32"
 
 
@@ -81,7 +79,7 @@ def bench_train(
     from trainer.bench.train import KEY
     from trainer.bench.train import bench_train as measure
 
-    _say(f"{len(configs) * len(modes)} configurations, {warmup} + {repeats} x {steps} steps each")
+    say(f"{len(configs) * len(modes)} configurations, {warmup} + {repeats} x {steps} steps each")
     with BenchProgress() as progress:
         rows = measure(configs, executions, warmup, steps, repeats, progress)
     merge_rows(bench_table(results, "train"), [row for row in rows if "error" not in row], KEY)
@@ -111,18 +109,9 @@ def _train_line(row: dict[str, Any]) -> str:
     return (
         f"{head} {row['tokens_per_second']:>10,.0f} tokens/s "
         f"({row['tokens_per_second_min']:,.0f}-{row['tokens_per_second_max']:,.0f})  "
-        f"{row['step_ms']:.1f} ms/step  over dense {_factor(row, 'speedup')}  "
+        f"{row['step_ms']:.1f} ms/step  over dense {factor(row, 'speedup')}  "
         f"{row['flops_per_second'] / 1e9:.1f} GFLOP/s{used}"
     )
-
-
-def _factor(row: dict[str, Any], name: str, digits: int = 2, ends: tuple[str, str] = ("min", "max")) -> str:
-    """A quotient with its range, `x1.50 (1.43-1.55)`; a dash where there was nothing to divide by."""
-    middle, low, high = (row.get(column) for column in (name, *(f"{name}_{end}" for end in ends)))
-    if middle is None:
-        return "-"
-    spread = "" if low is None else f" ({low:.{digits}f}-{high:.{digits}f})"
-    return f"x{middle:.{digits}f}{spread}"
 
 
 @bench_app.command("ffn")
@@ -145,7 +134,7 @@ def bench_ffn(
     names, precise = names_in(structures), names_in(precisions)
     if wrong := [name for name in precise if name not in ("fp32", "bf16")]:
         raise ConfigError(f"--precisions {wrong[0]}: known are fp32 and bf16")
-    sizes = [(d, t) for d in _counts(widths, "--widths") for t in _counts(tokens, "--tokens")]
+    sizes = [(d, t) for d in counts(widths, "--widths") for t in counts(tokens, "--tokens")]
     shares = {d: [_share(name, d) for name in dict.fromkeys(("dense", *names))] for d, _ in sizes}
 
     from trainer.bench.ffn import KEY, Group, predicted_seconds, product_rate
@@ -165,7 +154,7 @@ def bench_ffn(
     # The short groups get more than their due: they are the ones that a disturbed moment spoils.
     parts = [0.7 * seconds / total + 0.3 / len(groups) for seconds in wanted]
     budgets = [(group, max_seconds * part) for group, part in zip(groups, parts, strict=True)]
-    _say(
+    say(
         f"{len(groups)} groups of {len(shares[sizes[0][0]])} FFNs, {repeats} rounds: about "
         f"{duration(min(total, max_seconds))} on {place}"
         + ", fewer rounds to keep to --max-seconds" * (total > max_seconds)
@@ -233,7 +222,7 @@ def bench_decode(
         for p in names_in(precisions)
     ]
     _decode(
-        groups, modes, _counts(batches, "--batches"), repeats, max_seconds, device, threads, results, as_json
+        groups, modes, counts(batches, "--batches"), repeats, max_seconds, device, threads, results, as_json
     )
 
 
@@ -257,7 +246,7 @@ def _decode(
     where = place(execution_from(device=device, threads=threads))
     variants = [run for runs in groups for run in runs for _ in (modes if _structured(run) else modes[:1])]
     total = predicted_seconds(variants, repeats + 1, batches, where)
-    _say(
+    say(
         f"{len(variants)} networks, batches {', '.join(map(str, batches))}, {repeats} rounds: about "
         f"{duration(min(total, max_seconds))} on {where}"
         + ", fewer rounds to keep to --max-seconds" * (total > max_seconds)
@@ -297,8 +286,8 @@ def _print_decode(rows: list[dict[str, Any]]) -> None:
         "(least to most; processor time over dense: 95 % interval of the median)"
     )
     for row in rows:
-        wall = _factor(row, "ms_over_dense", 3)
-        processor = _factor(row, "cpu_ms_over_dense", 3, ("low", "high"))
+        wall = factor(row, "ms_over_dense", 3)
+        processor = factor(row, "cpu_ms_over_dense", 3, ("low", "high"))
         print(
             f"  {row['structure']:32} {row['ms']:9.3f} ms a token, over dense {wall:22} "
             f"processor {processor:22} {row['tokens_per_second']:>9,.0f} tokens/s",
@@ -314,16 +303,6 @@ def _print_most(rows: list[dict[str, Any]]) -> None:
         best = max(mine, key=lambda row: float(row["tokens_per_second"]))
         speed = f"{best['tokens_per_second']:>9,.0f} tokens/s at batch {best['batch']}"
         print(f"most: {name[0]:32} {name[1]} {speed}")
-
-
-def _counts(text: str, option: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise ConfigError(f"{option} {text}: give whole numbers above 0, comma-separated, as 256,512")
-    return counts
 
 
 def _share(name: str, width: int) -> float:
@@ -350,11 +329,7 @@ def _print_group(rows: list[dict[str, Any]]) -> None:
             if "error" in row:
                 parts = [str(row["error"])]
                 break
-            parts.append(f"{row['direction']} {row['ms']:9.2f} ms {_factor(row, 'speedup'):19}")
+            parts.append(f"{row['direction']} {row['ms']:9.2f} ms {factor(row, 'speedup'):19}")
         else:
             parts.append(f"FLOPs x{row['flops_limit']:.2f}")
         print(f"  {name:16} " + "  ".join(parts), flush=True)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

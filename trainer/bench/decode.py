@@ -30,7 +30,8 @@ from trainer.config import RunConfig
 from trainer.crossover import Crossover, Setting, crossovers, prefers
 from trainer.flops import describe
 from trainer.generate import DTYPES
-from trainer.models.decode import KVCache, advance, cast_weights
+from trainer.models.build import build_network
+from trainer.models.decode import Cache, advance, cast_weights, make_cache
 from trainer.models.premerge import (
     MapShape,
     Memory,
@@ -80,7 +81,7 @@ class _Network:
         """The structured maps."""
         return [module for module in self.network.modules() if isinstance(module, PremergedLinear)]
 
-    def memory(self, mode: Mode | None, most: int, cache: KVCache) -> Memory:
+    def memory(self, mode: Mode | None, most: int, cache: Cache) -> Memory:
         """Bytes that generation in this mode would hold."""
         held = decoding_memory(self.network, cache)
         merged = 0
@@ -117,10 +118,10 @@ class _Contestant:
         return structure if self.mode is None else f"{structure}, premerge={self.mode}"
 
     @torch.inference_mode()
-    def turn(self, cache: KVCache, position: int, tokens: Tensor) -> Seconds:
+    def turn(self, cache: Cache, position: int, tokens: Tensor) -> Seconds:
         """Seconds a token over STEPS tokens from `position` on, each the most likely after the one before."""
         network, device, times = self.made.network, tokens.device, list[Seconds]()
-        cache.lengths = [position] * len(cache.lengths)
+        cache.go_to(position)
         for step in range(1 + STEPS):
             # A GPU works behind the calls; waiting for each token would slow it.
             if device.type == "cpu" or step == 1:
@@ -137,7 +138,7 @@ class _Contestant:
 
 def build(config: RunConfig, device: torch.device) -> _Network:
     """A prepared network with random weights, merged ones beside all factors."""
-    network = Transformer(config.model)
+    network = build_network(config.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for parameter in network.parameters():
@@ -236,7 +237,9 @@ def decode_seconds(
     for config in configs:
         made = build(config, device)
         contestants.append(_Contestant(made, "never" if made.shapes else None))
-    caches = [KVCache(c.model, batch, length, DTYPES[c.precision], device) for c in configs]
+    caches = [
+        make_cache(c.made.network, batch, length, DTYPES[c.made.config.precision], device) for c in contestants
+    ]
     tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     for number in range(1 + repeats):
         place = ((number * 0.6180339887498949) % 1) * (length - STEPS - 1)
@@ -259,7 +262,7 @@ def _measure(
     progress: BenchProgress,
 ) -> Iterator[dict[str, Any]]:
     config = contestants[0].made.config
-    cache = KVCache(config.model, batch, length, DTYPES[config.precision], device)
+    cache = make_cache(contestants[0].made.network, batch, length, DTYPES[config.precision], device)
     tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     deadline = time.perf_counter() + seconds
     for number in range(1 + repeats):

@@ -12,6 +12,7 @@ from trainer.corpora import synthetic
 from trainer.corpora.files import sha256_file
 from trainer.corpora.fingerprints import FORMAT, fingerprint
 from trainer.corpora.spec import DataConfig, SyntheticSpec
+from trainer.corpora.taskspec import ImagesSpec, TaskSpec
 from trainer.errors import CorpusError
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ META, TRAIN, HELDOUT, TOKEN_BYTES, TOKENIZER = (
 )
 
 
+IGNORE = -100
+"""Target of a position that is not scored; what torch's cross-entropy leaves out by default."""
+
+Examples = tuple["NDArray[np.int64]", "NDArray[np.int64]"]
+"""Inputs and targets, each int64 (n, seq_len), contiguous; targets that are not scored are IGNORE."""
+
+
 class Corpus(ABC):
     """What training and evaluation read.
 
@@ -37,6 +45,7 @@ class Corpus(ABC):
         n_train_tokens: ids of the training part; None if unlimited.
         n_heldout_tokens: ids of the held-out part; None if unlimited.
         entropy_rate: least possible mean loss, nats per token; None where it is not known.
+        scored: targets of each sequence that count, of a task; None for text, where every target counts.
     """
 
     fingerprint: str
@@ -45,6 +54,7 @@ class Corpus(ABC):
     n_train_tokens: int | None
     n_heldout_tokens: int | None
     entropy_rate: float | None
+    scored: int | None = None
 
     def n_train_sequences(self, seq_len: int) -> int | None:
         """Training windows of `seq_len` targets each; None if unlimited."""
@@ -66,6 +76,17 @@ class Corpus(ABC):
     def heldout_sequences(self, start: int, stop: int, seq_len: int) -> NDArray[np.int64]:
         """Windows `start` to `stop` of the fixed held-out order, int64 (stop - start, seq_len + 1)."""
 
+    def train_examples(self, indices: NDArray[np.int64], seq_len: int) -> Examples:
+        """Inputs and targets of the training sequences `indices`, each int64 (n, seq_len)."""
+        return _shifted(self.train_sequences(indices, seq_len))
+
+    def heldout_examples(self, start: int, stop: int, seq_len: int) -> Examples:
+        """Inputs and targets of the held-out sequences `start` to `stop`, each int64 (n, seq_len)."""
+        return _shifted(self.heldout_sequences(start, stop, seq_len))
+
+    def check_length(self, seq_len: int) -> None:  # noqa: B027
+        """Raise CorpusError where there are no sequences of `seq_len`; text can be cut to any length."""
+
     def check_heldout(self, n: int, seq_len: int) -> None:
         """Raise CorpusError where the held-out part has fewer than `n` windows."""
         there = self.n_heldout_sequences(seq_len)
@@ -84,6 +105,12 @@ class Corpus(ABC):
     @abstractmethod
     def token_bytes(self) -> NDArray[np.int32] | None:
         """Bytes of text of each id, (vocab_size,), for bits per byte; None where ids stand for no text."""
+
+
+def _shifted(windows: NDArray[np.int64]) -> Examples:
+    import numpy as np
+
+    return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
 
 
 class SyntheticCorpus(Corpus):
@@ -134,7 +161,7 @@ class TokenCorpus(Corpus):
 
     def train_sequences(self, indices: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:
         """Windows `indices` of the training part."""
-        return _windows(self._train, indices, seq_len)
+        return _windows(self.train_ids, indices, seq_len)
 
     def heldout_sequences(self, start: int, stop: int, seq_len: int) -> NDArray[np.int64]:
         """Windows of a fixed permutation: the file begins with what was read first."""
@@ -144,7 +171,7 @@ class TokenCorpus(Corpus):
 
         self.check_heldout(stop, seq_len)
         order = Permutation((self.n_heldout_tokens - 1) // seq_len, 0, f"heldout {self.fingerprint}")
-        return _windows(self._heldout, order(np.arange(start, stop, dtype=np.int64)), seq_len)
+        return _windows(self.heldout_ids, order(np.arange(start, stop, dtype=np.int64)), seq_len)
 
     @cached_property
     def _token_bytes(self) -> NDArray[np.int32] | None:
@@ -182,11 +209,13 @@ class TokenCorpus(Corpus):
         return np.memmap(self.folder / name, dtype=self.meta["dtype"], mode="r", shape=(count,))
 
     @cached_property
-    def _train(self) -> NDArray[np.unsignedinteger[Any]]:
+    def train_ids(self) -> NDArray[np.unsignedinteger[Any]]:
+        """Ids of the training part, mapped from the file."""
         return self._map(TRAIN, self.n_train_tokens)
 
     @cached_property
-    def _heldout(self) -> NDArray[np.unsignedinteger[Any]]:
+    def heldout_ids(self) -> NDArray[np.unsignedinteger[Any]]:
+        """Ids of the held-out part, mapped from the file."""
         return self._map(HELDOUT, self.n_heldout_tokens)
 
 
@@ -235,13 +264,17 @@ def read_meta(folder: Path, remedy: str) -> dict[str, Any]:
 
 
 def open_corpus(data: DataConfig, results: Path) -> Corpus:
-    """Open a corpus that was prepared below `results`; a synthetic one needs no preparation.
+    """Open a corpus that was prepared below `results`; a computed one needs no preparation.
 
     Raises:
         CorpusError: it is not prepared, or damaged; says the command that mends it.
     """
     if isinstance(data.corpus, SyntheticSpec):
         return SyntheticCorpus(data)
+    if isinstance(data.corpus, TaskSpec):
+        from trainer.corpora.tasks import open_task
+
+        return open_task(data, results)
     folder = corpus_folder(results, fingerprint(data))
     return TokenCorpus(data, folder, f"run: {data.command(results)}")
 
@@ -251,7 +284,11 @@ def capacity(data: DataConfig, results: Path) -> int | None:
 
     Raises CorpusError where the corpus is not prepared.
     """
-    if isinstance(data.corpus, SyntheticSpec):
+    if data.computed:
         return None
     folder = corpus_folder(results, fingerprint(data))
-    return int(read_meta(folder, f"run: {data.command(results)}")["train_tokens"])
+    stored = int(read_meta(folder, f"run: {data.command(results)}")["train_tokens"])
+    if isinstance(data.corpus, ImagesSpec):
+        # Each image is stored with its class behind it.
+        return stored // (data.corpus.side**2 + 1) * data.corpus.side**2
+    return stored

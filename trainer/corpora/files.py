@@ -35,6 +35,7 @@ class Shard:
         order: a content hash by which a sample of the corpus is drawn, the same on every machine.
         read: the documents from the given number on; text, or token ids where the source holds those.
         heldout: the side of all its documents, or None where each document's hash decides.
+        answers: ids at the end of each document that have no part in that hash (the class of an image).
     """
 
     name: str
@@ -42,6 +43,7 @@ class Shard:
     order: str
     read: Callable[[int], Iterator[Document]]
     heldout: bool | None = None
+    answers: int = 0
 
 
 def skipping(documents: Callable[[], Iterable[Document]]) -> Callable[[int], Iterator[Document]]:

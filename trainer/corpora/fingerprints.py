@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from trainer.corpora import hf, pysource, synthetic, text, tokens
+from trainer.corpora import hf, images, pysource, recall, synthetic, text, tokens
 from trainer.corpora.files import Shard, digest_of
 from trainer.corpora.spec import DataConfig, HfSpec, PySourceSpec, SyntheticSpec, TextSpec, TokensSpec
+from trainer.corpora.taskspec import CopySpec, ImagesSpec, SelectiveCopySpec
 from trainer.corpora.tokenizer import tokenizer_fingerprint
 
 FORMAT = 1
@@ -21,10 +22,12 @@ def fingerprint(data: DataConfig) -> str:
         CorpusError: a package, file or folder is missing or unreadable.
     """
     content = _content(data)
-    if isinstance(data.corpus, SyntheticSpec):
+    if data.computed:
         return digest_of(FORMAT, content)
     tokenizer = tokenizer_fingerprint(data.tokenizer) if data.tokenizer is not None else None
-    given = isinstance(data.corpus, TokensSpec) and bool(data.corpus.validation)
+    given = (isinstance(data.corpus, TokensSpec) and bool(data.corpus.validation)) or (
+        isinstance(data.corpus, ImagesSpec) and data.corpus.heldout is not None
+    )
     return digest_of(FORMAT, content, tokenizer, None if given else data.heldout_fraction)
 
 
@@ -34,6 +37,10 @@ def _content(data: DataConfig) -> str:
             return pysource.content_fingerprint(spec)
         case SyntheticSpec() as spec:
             return synthetic.content_fingerprint(spec)
+        case (CopySpec() | SelectiveCopySpec()) as spec:
+            return recall.content_fingerprint(spec)
+        case ImagesSpec() as spec:
+            return images.content_fingerprint(spec)
         case TextSpec() as spec:
             return text.content_fingerprint(spec)
         case TokensSpec() as spec:
@@ -53,5 +60,7 @@ def shards_of(data: DataConfig) -> list[Shard]:
             return tokens.shards(spec)
         case HfSpec() as spec:
             return hf.shards(spec)
-        case SyntheticSpec():
-            raise ValueError("a synthetic source is drawn, not read")
+        case ImagesSpec(drawn=False) as spec:
+            return images.shards(spec)
+        case _:
+            raise ValueError("a computed source is drawn, not read")

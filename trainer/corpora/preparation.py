@@ -35,8 +35,8 @@ from trainer.corpora.corpus import (
 from trainer.corpora.files import Shard, disk_errors, sha256_file
 from trainer.corpora.fingerprints import FORMAT, fingerprint, shards_of
 from trainer.corpora.report import Report
-from trainer.corpora.spec import BpeTokenizer, DataConfig, SyntheticSpec, TokensSpec
-from trainer.corpora.tokenizer import Encoder, encoder_for, train_bpe
+from trainer.corpora.spec import CharsTokenizer, DataConfig, LearnedTokenizer, TokensSpec
+from trainer.corpora.tokenizer import Encoder, encoder_for, learn
 from trainer.errors import CorpusError
 from trainer.rundir import write_atomic
 
@@ -71,7 +71,7 @@ def prepare(data: DataConfig, results: Path, progress: bool = True) -> Corpus:
         done
             is kept, and the next call goes on from there).
     """
-    if isinstance(data.corpus, SyntheticSpec):
+    if data.computed:
         return open_corpus(data, results)
     mark = fingerprint(data)
     folder = corpus_folder(results, mark)
@@ -145,10 +145,21 @@ class _Preparation:
             import numpy as np
 
             buffer = io.BytesIO()
-            np.save(buffer, encoder.token_bytes())
+            np.save(buffer, self._token_bytes(encoder, position))
             write_atomic(self.folder / TOKEN_BYTES, buffer.getvalue())
         write_atomic(self.folder / META, json.dumps(self._meta(position, encoder), indent=1) + "\n")
         (self.folder / PROGRESS).unlink(missing_ok=True)
+
+    def _token_bytes(self, encoder: Encoder, position: _Position) -> NDArray[np.int32]:
+        """Bytes of each id, those of characters without an id of their own as the held-out part has them."""
+        import numpy as np
+
+        if not isinstance(self.data.tokenizer, CharsTokenizer):
+            return encoder.token_bytes()
+        from trainer.corpora.chars import with_other_bytes
+
+        ids = np.memmap(self.folder / HELDOUT, dtype=self.dtype, mode="r")
+        return with_other_bytes(encoder.token_bytes(), ids, position.heldout_bytes)
 
     def _meta(self, position: _Position, encoder: Encoder | None) -> dict[str, Any]:
         from importlib.metadata import version
@@ -192,10 +203,10 @@ class _Preparation:
         if spec is None:
             return None
         path = self.folder / TOKENIZER
-        if isinstance(spec, BpeTokenizer):
+        if isinstance(spec, LearnedTokenizer):
             if not path.exists():
                 self.report.note("learning the tokenizer")
-                write_atomic(path, train_bpe(spec, self._sample(spec.sample_bytes)))
+                write_atomic(path, learn(spec, self._sample(spec.sample_bytes)))
             return encoder_for(spec, path.read_text("utf-8"))
         encoder = encoder_for(spec)
         write_atomic(path, encoder.json())
@@ -225,7 +236,7 @@ class _Preparation:
                 content = document.encode("utf-8", errors="replace")
                 document = content.decode()
             else:
-                content = document.tobytes()
+                content = document[: len(document) - shard.answers].tobytes()
             side = shard.heldout
             if side is None:
                 side = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") < self.threshold

@@ -10,8 +10,9 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from trainer.corpora.taskspec import CopySpec, ImagesSpec, SelectiveCopySpec, Spec, TaskSpec
 from trainer.errors import CorpusError
 from trainer.messages import validation_line
 
@@ -49,11 +50,7 @@ def _as_tuple(value: Any) -> Any:
 Paths = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class PySourceSpec(_Spec):
+class PySourceSpec(Spec):
     """The Python sources of installed, pinned packages: real text that is there on every machine, offline."""
 
     kind: Literal["pysource"] = "pysource"
@@ -62,7 +59,7 @@ class PySourceSpec(_Spec):
     """Distributions whose .py files are read."""
 
 
-class SyntheticSpec(_Spec):
+class SyntheticSpec(Spec):
     """A seeded Markov source of unlimited tokens whose entropy rate (the irreducible loss) is known."""
 
     kind: Literal["synthetic"] = "synthetic"
@@ -91,7 +88,7 @@ class SyntheticSpec(_Spec):
         return self
 
 
-class TextSpec(_Spec):
+class TextSpec(Spec):
     """Files, or folders of them: .txt .md .jsonl .parquet, each optionally .gz or .zst."""
 
     kind: Literal["text"] = "text"
@@ -102,7 +99,7 @@ class TextSpec(_Spec):
     """Field (.jsonl) or column (.parquet) that holds the text."""
 
 
-class TokensSpec(_Spec):
+class TokensSpec(Spec):
     """Token ids made elsewhere: nanoGPT's raw files, llm.c's with a header, Megatron's .bin beside .idx."""
 
     kind: Literal["tokens"] = "tokens"
@@ -127,7 +124,7 @@ class TokensSpec(_Spec):
         return self
 
 
-class HfSpec(_Spec):
+class HfSpec(Spec):
     """A Hugging Face dataset, streamed through `datasets`; a local folder of data files is a name too."""
 
     kind: Literal["hf"] = "hf"
@@ -148,14 +145,14 @@ class HfSpec(_Spec):
     """Stop once so many bytes of text were read."""
 
 
-class BytesTokenizer(_Spec):
+class BytesTokenizer(Spec):
     """Every byte is a token; one more ends a document."""
 
     kind: Literal["bytes"] = "bytes"
     """Name of the tokenizer."""
 
 
-class BpeTokenizer(_Spec):
+class BpeTokenizer(Spec):
     """Byte-level byte-pair encoding, trained on a sample of the corpus' training documents."""
 
     kind: Literal["bpe"] = "bpe"
@@ -166,7 +163,18 @@ class BpeTokenizer(_Spec):
     """Bytes of text from which the merges are learned."""
 
 
-class FileTokenizer(_Spec):
+class CharsTokenizer(Spec):
+    """Characters: the most frequent ones of a sample of the training documents, and one id for all others."""
+
+    kind: Literal["chars"] = "chars"
+    """Name of the tokenizer."""
+    vocab_size: int = Field(default=128, ge=3, le=2**20)
+    """Ids, those of the other characters and of the end of a document included."""
+    sample_bytes: int = Field(default=16 * 2**20, gt=0)
+    """Bytes of text in which the characters are counted."""
+
+
+class FileTokenizer(Spec):
     """A tokenizer.json as the `tokenizers` library writes it."""
 
     kind: Literal["file"] = "file"
@@ -177,11 +185,15 @@ class FileTokenizer(_Spec):
     """The end-of-document token; default: the usual name that the file has."""
 
 
-CorpusSpec = PySourceSpec | SyntheticSpec | TextSpec | TokensSpec | HfSpec
-TokenizerSpec = BytesTokenizer | BpeTokenizer | FileTokenizer
+CorpusSpec = PySourceSpec | SyntheticSpec | TextSpec | TokensSpec | HfSpec | TaskSpec
+LearnedTokenizer = BpeTokenizer | CharsTokenizer
+TokenizerSpec = BytesTokenizer | LearnedTokenizer | FileTokenizer
 
-_CORPUS_KINDS = ("pysource", "synthetic", "text", "tokens", "hf")
-_TOKENIZER_FORMS = ("bytes", "bpe", "bpe-512", "path/to/tokenizer.json")
+_TASK_KINDS = ("copy", "selective-copy", "images")
+IDS_KINDS = ("synthetic", "tokens", *_TASK_KINDS)
+"""Corpora that are ids already: they have no tokenizer."""
+_CORPUS_KINDS = ("pysource", "synthetic", "text", "tokens", "hf", *_TASK_KINDS)
+_TOKENIZER_FORMS = ("bytes", "bpe", "bpe-512", "chars", "chars-96", "path/to/tokenizer.json")
 
 
 def _unknown(what: str, written: str, valid: tuple[str, ...]) -> ValueError:
@@ -196,7 +208,7 @@ def _corpus_from(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     kind, _, rest = value.partition(":")
-    if kind in ("pysource", "synthetic") and not rest:
+    if kind in ("pysource", "synthetic", *_TASK_KINDS) and not rest:
         return {"kind": kind}
     if kind == "text" and rest:
         return {"kind": kind, "paths": [rest]}
@@ -208,16 +220,18 @@ def _corpus_from(value: Any) -> Any:
         )
     if value == "tokens":
         raise ValueError("corpus 'tokens' needs paths and vocab_size: write it as a table")
+    if kind == "images":
+        raise ValueError("images of a folder or file need classes: write the corpus as a table")
     raise _unknown("corpus", value, _CORPUS_KINDS)
 
 
 def _tokenizer_from(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    if value == "bytes" or value == "bpe":
+    if value in ("bytes", "bpe", "chars"):
         return {"kind": value}
-    if match := re.fullmatch(r"bpe-(\d+)", value):
-        return {"kind": "bpe", "vocab_size": int(match[1])}
+    if match := re.fullmatch(r"(bpe|chars)-(\d+)", value):
+        return {"kind": match[1], "vocab_size": int(match[2])}
     if value.endswith(".json"):
         return {"kind": "file", "path": value}
     if value == "none":
@@ -225,16 +239,17 @@ def _tokenizer_from(value: Any) -> Any:
     raise _unknown("tokenizer", value, _TOKENIZER_FORMS)
 
 
-class DataConfig(_Spec):
+class DataConfig(Spec):
     """A corpus, its tokenizer, and how much of it is held out and may be repeated."""
 
     corpus: Annotated[CorpusSpec, Field(discriminator="kind"), BeforeValidator(_corpus_from)] = PySourceSpec()
-    """Where the text comes from; also "pysource", "synthetic", "text:PATH" or "hf:NAME"."""
+    """Where the text comes from; also "pysource", "synthetic", "text:PATH", "hf:NAME", "copy",
+    "selective-copy" or "images"."""
     tokenizer: Annotated[
         Annotated[TokenizerSpec, Field(discriminator="kind")] | None, BeforeValidator(_tokenizer_from)
     ] = None
-    """How text becomes ids; also "bytes", "bpe-512" or the path of a tokenizer.json.  Default bpe-512; none
-    for synthetic and tokens, which are ids already."""
+    """How text becomes ids; also "bytes", "bpe-512", "chars" or the path of a tokenizer.json.  Default
+    bpe-512; none for synthetic, tokens and the tasks, which are ids already."""
     heldout_fraction: float = Field(default=0.01, gt=0, lt=1)
     """Share of the documents, chosen by their hash, that is never trained on."""
     max_epochs: float = Field(default=1.0, gt=0)
@@ -258,7 +273,7 @@ class DataConfig(_Spec):
 
     @model_validator(mode="after")
     def _check_tokenizer(self) -> Self:
-        ids_already = isinstance(self.corpus, SyntheticSpec | TokensSpec)
+        ids_already = self.corpus.kind in IDS_KINDS
         if ids_already and self.tokenizer is not None:
             raise ValueError(f"corpus '{self.corpus.kind}' holds token ids already; leave tokenizer out")
         if not ids_already and self.tokenizer is None:
@@ -268,12 +283,18 @@ class DataConfig(_Spec):
         return self
 
     @property
+    def computed(self) -> bool:
+        """Whether the sequences are drawn when they are asked for, so that nothing has to be prepared."""
+        drawn = isinstance(self.corpus, ImagesSpec) and self.corpus.drawn
+        return drawn or isinstance(self.corpus, SyntheticSpec | CopySpec | SelectiveCopySpec)
+
+    @property
     def vocab_size(self) -> int:
         """Ids are below this; known without preparing (CorpusError where a tokenizer file cannot be read)."""
         match self.corpus, self.tokenizer:
-            case (SyntheticSpec() | TokensSpec()) as corpus, _:
-                return corpus.vocab_size
-            case _, BpeTokenizer() as tokenizer:
+            case (SyntheticSpec() | TokensSpec() | CopySpec() | SelectiveCopySpec() | ImagesSpec()) as ids, _:
+                return ids.vocab_size
+            case _, (BpeTokenizer() | CharsTokenizer()) as tokenizer:
                 return tokenizer.vocab_size
             case _, FileTokenizer() as tokenizer:
                 return file_vocab_size(tokenizer.path)
@@ -285,6 +306,11 @@ class DataConfig(_Spec):
         match self.corpus:
             case SyntheticSpec(vocab_size=v, order=k, zipf_exponent=s, seed=seed):
                 return f"synthetic (vocabulary {v}, order {k}, Zipf {s:g}, seed {seed})"
+            case (CopySpec() | SelectiveCopySpec()) as task:
+                return f"{task.kind} ({task.n_tokens} tokens of {task.alphabet}, seed {task.seed})"
+            case ImagesSpec(source=source, classes=classes, side=side, levels=levels, seed=seed) as images:
+                what = f"shapes, seed {seed}" if images.drawn else _names((source,))
+                return f"images ({what}, {classes} classes, {side} x {side}, {levels} greys)"
             case TokensSpec(paths=paths):
                 return f"tokens {_names(paths)}"
             case TextSpec(paths=paths):
@@ -295,8 +321,8 @@ class DataConfig(_Spec):
             case PySourceSpec(packages=packages):
                 source = "pysource" if packages == DEFAULT_PACKAGES else f"pysource ({', '.join(packages)})"
         match self.tokenizer:
-            case BpeTokenizer(vocab_size=v):
-                return f"{source}, bpe-{v}"
+            case BpeTokenizer(kind=kind, vocab_size=v) | CharsTokenizer(kind=kind, vocab_size=v):
+                return f"{source}, {kind}-{v}"
             case FileTokenizer(path=path):
                 return f"{source}, {_names((path,))}"
         return f"{source}, bytes"
@@ -309,6 +335,9 @@ class DataConfig(_Spec):
             corpus.pop(key, None)
         if isinstance(self.corpus, HfSpec) and Path(self.corpus.name).expanduser().is_dir():
             corpus.pop("name")
+        if isinstance(self.corpus, ImagesSpec) and not self.corpus.drawn:
+            corpus.pop("source")
+            corpus.pop("heldout")
         tokenizer.pop("path", None)
         return dump
 

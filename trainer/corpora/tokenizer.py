@@ -1,4 +1,4 @@
-"""From text to ids: bytes, byte-level BPE trained here, or any tokenizer.json, behind one Encoder."""
+"""From text to ids: bytes, byte-level BPE or characters learned here, any tokenizer.json: one Encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from trainer.corpora.spec import (
     BYTES_VOCAB,
     BpeTokenizer,
     BytesTokenizer,
+    CharsTokenizer,
     FileTokenizer,
+    LearnedTokenizer,
     TokenizerSpec,
     file_vocab_size,
     read_tokenizer_json,
@@ -79,6 +81,15 @@ def byte_characters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
+def learn(spec: LearnedTokenizer, sample: Iterator[str]) -> str:
+    """The tokenizer.json that `spec` makes of a sample of the corpus."""
+    if isinstance(spec, BpeTokenizer):
+        return train_bpe(spec, sample)
+    from trainer.corpora.chars import train_chars
+
+    return train_chars(spec, sample)
+
+
 def train_bpe(spec: BpeTokenizer, sample: Iterator[str]) -> str:
     """Learn the merges from `sample` and return the tokenizer.json.
 
@@ -102,12 +113,17 @@ def train_bpe(spec: BpeTokenizer, sample: Iterator[str]) -> str:
 
 
 def encoder_for(spec: TokenizerSpec, json: str | None = None) -> Encoder:
-    """The encoder of `spec`; `json` is the trained tokenizer of a BPE."""
+    """The encoder of `spec`; `json` is the tokenizer.json of one that was learned from the corpus."""
     if isinstance(spec, BytesTokenizer):
         return BytesEncoder()
     if isinstance(spec, BpeTokenizer):
         assert json is not None
         return BpeEncoder(json, spec.vocab_size, EOS, f"bpe-{spec.vocab_size}")
+    if isinstance(spec, CharsTokenizer):
+        from trainer.corpora.chars import CharsEncoder
+
+        assert json is not None
+        return CharsEncoder(json, spec)
     vocab_size = file_vocab_size(spec.path)
     names = {token["content"] for token in read_tokenizer_json(spec.path).get("added_tokens") or []}
     eos = spec.eos or next((name for name in _EOS_NAMES if name in names), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
@@ -17,10 +17,55 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    NEUTRAL: ClassVar[dict[str, Any]] = {}
+    """Fields that later versions added, with the value that every run before them had.  At that value they
+    are left out of the canonical form, so that finished runs keep their ids; it must never be changed."""
+
+
+class RecurrenceConfig(Frozen):
+    """How a recurrent transformer goes over a sequence (arXiv 2402.14746): (y_i, h_i+1) = T(a o + h_i,
+    a o + x_i+1), block by block; o is the previous output y_i-1, at first x_1."""
+
+    block: Positive = 32
+    """Tokens K of a block; a window holds two."""
+    block_range: tuple[Positive, Positive] | None = None
+    """Least and largest K of those drawn for each training step; evaluation has `block`."""
+    mix: Literal["forget", "accumulate", "learned"] = "forget"
+    """The weight a of the previous output: 0, 1/2, or a number of each layer, learned from 1/2 within 0 to 1."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.block_range is not None and self.block_range[0] >= self.block_range[1]:
+            raise ValueError(f"block_range = {list(self.block_range)}: give [least, largest], least first")
+        return self
+
+    @property
+    def drawn(self) -> range:
+        """Block lengths of training steps."""
+        low, high = self.block_range or (self.block, self.block)
+        return range(low, high + 1)
+
+
+class LoopConfig(Frozen):
+    """A looped transformer: the layers between prelude and coda are passed through several times."""
+
+    passes: int = Field(ge=2)
+    """Times that each token goes through the looped layers."""
+    prelude: int = Field(default=0, ge=0)
+    """Layers before the looped ones, passed through once."""
+    coda: int = Field(default=0, ge=0)
+    """Layers behind them, passed through once."""
+
 
 class ModelConfig(Frozen):
-    """A decoder-only transformer: pre-norm, RoPE, tied head."""
+    """A decoder-only transformer, or a recurrent one: pre-norm, tied head."""
 
+    NEUTRAL: ClassVar[dict[str, Any]] = {
+        "kind": "transformer", "positions": "rope", "recurrence": None, "loop": None,
+    }  # fmt: skip
+
+    kind: Literal["transformer", "recurrent"] = "transformer"
+    """Attention over the whole sequence, or a recurrence over blocks of it (see recurrence)."""
     d_model: Positive
     """Width of the residual stream."""
     n_layers: Positive
@@ -45,12 +90,19 @@ class ModelConfig(Frozen):
     """Normalisation before attention, FFN and head."""
     norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the variance."""
-    activation: Literal["gelu", "swiglu"] = "gelu"
+    activation: Literal["gelu", "relu", "swiglu"] = "gelu"
     """FFN nonlinearity; swiglu has a third, gating map."""
     bias: bool = True
     """Biases in linear maps and LayerNorm."""
     qk_norm: bool = False
     """RMS-normalise queries and keys of each head, with a learned gain."""
+    positions: Literal["rope", "learned", "none"]
+    """rope rotates queries and keys; learned adds a vector for each of seq_len positions to the embeddings,
+    once; default rope, and none where kind is recurrent, which has no rope."""
+    recurrence: RecurrenceConfig | None
+    """Of a recurrent transformer; default blocks of 32 tokens that forget."""
+    loop: LoopConfig | None = None
+    """Layers that are passed through several times; default none are."""
     rope_base: float = Field(default=10000.0, gt=1)
     """Base of the rotary frequencies."""
     init_std: float = Field(default=0.02, gt=0)
@@ -70,6 +122,11 @@ class ModelConfig(Frozen):
             return data
         data = dict(data)
         d_model, n_heads = data.get("d_model"), data.get("n_heads")
+        recurrent = data.get("kind") == "recurrent"
+        data.setdefault("positions", "none" if recurrent else "rope")
+        data.setdefault("recurrence", {} if recurrent else None)
+        if recurrent:
+            data.setdefault("dense_first_ffn", False)
         if isinstance(d_model, int):
             swiglu = data.get("activation") == "swiglu"
             data.setdefault("attn_dim", d_model)
@@ -102,6 +159,40 @@ class ModelConfig(Frozen):
             self.structure.factor_shapes(d_in, d_out)
         return self
 
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if (self.kind == "recurrent") != (self.recurrence is not None):
+            raise ValueError('recurrence and kind = "recurrent" go together; give both or neither')
+        if self.kind == "recurrent" and self.positions == "rope":
+            raise ValueError('positions = "rope" with kind = "recurrent"; take "none" or "learned"')
+        if self.loop is None:
+            return self
+        if self.kind == "recurrent":
+            raise ValueError(
+                'loop with kind = "recurrent": a recurrent layer passes twice already; drop loop'
+            )
+        if self.loop.prelude + self.loop.coda >= self.n_layers:
+            raise ValueError(
+                f"loop: prelude = {self.loop.prelude} and coda = {self.loop.coda} leave none of the "
+                f"{self.n_layers} layers to loop"
+            )
+        return self
+
+    @property
+    def layer_order(self) -> tuple[int, ...]:
+        """The numbers of the layers in the order in which a token passes them, looped ones repeated."""
+        if self.loop is None:
+            return tuple(range(self.n_layers))
+        first, last = self.loop.prelude, self.n_layers - self.loop.coda
+        return (*range(first), *(*range(first, last),) * self.loop.passes, *range(last, self.n_layers))
+
+    @property
+    def layer_passes(self) -> tuple[int, ...]:
+        """How often a token passes each layer; a recurrent one sees it as input and again as state."""
+        if self.kind == "recurrent":
+            return (2,) * self.n_layers
+        return tuple(self.layer_order.count(layer) for layer in range(self.n_layers))
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
@@ -130,3 +221,8 @@ class ModelConfig(Frozen):
         if self.d_model % self.head_dim == 0 and (self.d_model // self.head_dim) % self.n_kv_heads == 0:
             update |= {"attn_dim": self.d_model, "n_heads": self.d_model // self.head_dim}
         return self.model_copy(update=update)
+
+
+def longest(model: ModelConfig) -> int | None:
+    """Most tokens of a sequence that the network can read; None: any number."""
+    return None if model.kind == "recurrent" and model.positions == "none" else model.seq_len

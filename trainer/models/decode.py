@@ -1,4 +1,4 @@
-"""Generation with a key/value cache: each new token passes through the network once.
+"""Generation with a cache: each new token passes through the network once.
 
 The rows of a batch may be of different lengths: each begins at slot 0 of its own part of the cache, so that
 its positions, and what it attends to, are what they would be alone.
@@ -10,22 +10,22 @@ G = key/value heads, E = width of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.errors import ConfigError
 from trainer.models.config import ModelConfig
-from trainer.models.transformer import Block, Transformer
+from trainer.models.recurrent import RecurrentTransformer
+from trainer.models.streaming import RecurrentState
+from trainer.models.transformer import Transformer
 
 
 class KVCache:
-    """Keys and values of the tokens so far, for every layer; memory for `length` tokens a row at once.
+    """Keys and values of the tokens so far, for every pass through a layer; memory for `length` tokens a row at once.
 
     Attributes:
-        keys, values: (layers, B, G, S, E); only the G heads that grouped queries share.
+        keys, values: (passes, B, G, S, E), passes through layers; only the G heads that grouped queries share.
         lengths: tokens of each row so far.
     """
 
@@ -43,7 +43,7 @@ class KVCache:
                 f"{length} tokens a row: the network was built for seq_len = {model.seq_len}; ask for no more"
             )
         self.seq_len, self.slots, self.scale = model.seq_len, length, model.attention_scale
-        shape = (model.n_layers, batch, model.n_kv_heads, length, model.head_dim)
+        shape = (len(model.layer_order), batch, model.n_kv_heads, length, model.head_dim)
         # Zeros: slots behind a short row are multiplied, by a probability of zero, before they are filled.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -55,6 +55,10 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of the keys and values."""
         return self.keys.nbytes + self.values.nbytes
+
+    def go_to(self, position: int) -> None:
+        """Pretend that every row has `position` tokens, whatever lies in the cache; for measuring speed."""
+        self.lengths = [position] * len(self.lengths)
 
     def _begin_pass(self, new: int) -> None:
         """Fix where `new` more tokens a row go, and what they may attend to."""
@@ -128,10 +132,27 @@ class _Layer:
         return mixed.transpose(1, 2).reshape(1, batch * new, heads, width).transpose(1, 2)
 
 
+Cache = KVCache | RecurrentState
+"""What a network keeps of the tokens so far, by its kind."""
+
+
+def make_cache(
+    network: Transformer,
+    batch: int,
+    length: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Cache:
+    """An empty cache for `batch` rows of up to `length` tokens; ConfigError where the network has no such."""
+    if isinstance(network, RecurrentTransformer):
+        return RecurrentState(network, batch, dtype, device)
+    return KVCache(network.model, batch, length, dtype, device)
+
+
 @torch.inference_mode()
 def advance(
     network: Transformer,
-    cache: KVCache,
+    cache: Cache,
     tokens: Tensor,
     counts: Sequence[int] | None = None,
     every: bool = False,
@@ -150,11 +171,13 @@ def advance(
     """
     batch, new = tokens.shape
     counts = [new] * batch if counts is None else counts
+    if isinstance(cache, RecurrentState):
+        return cache.advance(tokens, counts, every)
     cache._begin_pass(new)
-    x = network.embedding(tokens.reshape(1, batch * new))
-    rope = network.rope[cache.positions.reshape(-1)]
-    for number, block in enumerate(network.blocks):
-        x = cast(Block, block)(x, rope, network.mask, _Layer(cache, number))
+    x = network.embed(tokens, cache.positions[:, :1]).view(1, batch * new, -1)
+    rope = None if network.rope is None else network.rope[cache.positions.reshape(-1)]
+    for number, block in enumerate(network.passes()):
+        x = block(x, rope, network.mask, _Layer(cache, number))
     x = x.view(batch, new, -1)
     if not every and new > 1:
         last = torch.tensor(counts, device=tokens.device) - 1
@@ -168,5 +191,6 @@ def cast_weights(network: Transformer, dtype: torch.dtype) -> Transformer:
     """Turn the weights into `dtype` in place, not the rotations, which need fp32; returns the network."""
     rope = network.rope
     network.to(dtype)
-    network.rope = rope.to(network.embedding.weight.device)
+    if rope is not None:
+        network.rope = rope.to(network.embedding.weight.device)
     return network

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.config import RunConfig
-from trainer.flops import guided_maps
+from trainer.flops import guided_maps, guided_passes
 from trainer.guidance import guide_weight
 from trainer.models.transformer import StructuredLinear
 from trainer.rng import philox
@@ -105,6 +105,7 @@ def drawn_guide_flops(config: RunConfig, steps: int) -> int:
     if config.guide.mode == "none":
         return 0
     maps = guided_maps(config.model)
-    passes = drawn_passes(config.seed, steps, len(maps), config.guided_steps, config.guide.stochastic)
-    work = sum(6 * d_in * d_out * n for (d_in, d_out), n in zip(maps, passes, strict=True))
+    drawn = drawn_passes(config.seed, steps, len(maps), config.guided_steps, config.guide.stochastic)
+    times = guided_passes(config.model)
+    work = sum(6 * d_in * d_out * n * t for (d_in, d_out), n, t in zip(maps, drawn, times, strict=True))
     return config.optim.batch_tokens * work

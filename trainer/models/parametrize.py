@@ -33,6 +33,8 @@ def initialise(network: Transformer, seed: int) -> None:
     """
     std = network.model.init_std
     network.embedding.weight.normal_(std=std, generator=_generator(seed, "embedding"))
+    if network.positions is not None:
+        network.positions.normal_(std=std, generator=_generator(seed, "positions"))
     for name, module in network.named_modules():
         if isinstance(module, StructuredLinear):
             generator = _generator(seed, name)

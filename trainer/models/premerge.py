@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.models.decode import KVCache
+from trainer.models.decode import Cache
 from trainer.models.structures import Structure
 from trainer.models.transformer import StructuredLinear, Transformer
 
@@ -150,7 +150,7 @@ class Memory(NamedTuple):
     """Of keys and values."""
 
 
-def decoding_memory(network: nn.Module, cache: KVCache | None = None) -> Memory:
+def decoding_memory(network: nn.Module, cache: Cache | None = None) -> Memory:
     """Bytes of a network that was prepared for generation, and of its cache."""
     weights = {id(p): p.nbytes for p in network.parameters()}
     merged = 0

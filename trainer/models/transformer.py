@@ -100,8 +100,8 @@ class Attention(nn.Module):
         self.q_gain = nn.Parameter(torch.ones(gain)) if model.qk_norm else None
         self.k_gain = nn.Parameter(torch.ones(gain)) if model.qk_norm else None
 
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor, past: Past | None = None) -> Tensor:
-        """Attend; x is (B, T, D), `rope` the rotations, `mask` (T, T) with -inf above the diagonal.
+    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor, past: Past | None = None) -> Tensor:
+        """Attend; x is (B, T, D), `rope` the rotations or None, `mask` (T, T) with -inf above the diagonal.
 
         With a `past`, what may be attended to is its affair, and `mask` means nothing.
         """
@@ -115,7 +115,7 @@ class Attention(nn.Module):
             k = F.rms_norm(k, (width,), self.k_gain, self.model.norm_eps)
             qk = torch.cat((q, k), dim=2)
         # Queries and keys turn by the same angles: one kernel for both.
-        turned = rotate(qk, rope).type_as(v).transpose(1, 2)
+        turned = (qk if rope is None else rotate(qk, rope).type_as(v)).transpose(1, 2)
         q, k = turned[:, :n_heads], turned[:, n_heads:]
         v = v.transpose(1, 2)
         if past is not None:
@@ -146,12 +146,13 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = StructuredLinear(structure, model.d_model, model.d_ff, model.bias)
         self.down = StructuredLinear(structure, model.d_ff, model.d_model, model.bias)
+        self.act = F.relu if model.activation == "relu" else F.gelu
         gated = model.activation == "swiglu"
         self.gate = StructuredLinear(structure, model.d_model, model.d_ff, model.bias) if gated else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, T, D) to (B, T, D)."""
-        hidden = F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
+        hidden = self.act(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
         out: Tensor = self.down(hidden)
         return out
 
@@ -164,7 +165,7 @@ class Block(nn.Module):
         self.norm_attention, self.attention = make_norm(model), Attention(model, kernel)
         self.norm_ffn, self.ffn = make_norm(model), FeedForward(model, structure)
 
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None, mask: Tensor, past: Past | None = None) -> Tensor:
         """Add attention, then the FFN, to x (B, T, D)."""
         x = x + self.attention(self.norm_attention(x), rope, mask, past)
         out: Tensor = x + self.ffn(self.norm_ffn(x))
@@ -174,27 +175,52 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """The language model.  `kernel` is the attention kernel, "sdpa" or "matmul"."""
 
-    rope: Tensor
+    rope: Tensor | None
     mask: Tensor
 
     def __init__(self, model: ModelConfig, kernel: str = "sdpa") -> None:
         super().__init__()
         self.model = model
         self.embedding = nn.Embedding(model.vocab_size, model.d_model)
+        self.positions: nn.Parameter | None = None
+        if model.positions == "learned":
+            self.positions = nn.Parameter(torch.empty(model.seq_len, model.d_model))
         self.blocks = nn.ModuleList(Block(model, s, kernel) for s in ffn_structures(model))
         self.norm_head = make_norm(model)
-        self.register_buffer(
-            "rope", rope_table(model.seq_len, model.head_dim, model.rope_base), persistent=False
-        )
-        square = (model.seq_len, model.seq_len) if kernel == "matmul" else (0, 0)
-        self.register_buffer("mask", torch.full(square, -torch.inf).triu(1), persistent=False)
+        rope = None
+        if model.positions == "rope":
+            rope = rope_table(model.seq_len, model.head_dim, model.rope_base)
+        self.register_buffer("rope", rope, persistent=False)
+        square = self.window if kernel == "matmul" else 0
+        self.register_buffer("mask", torch.full((square, square), -torch.inf).triu(1), persistent=False)
+
+    @property
+    def window(self) -> int:
+        """Most positions that attend to each other."""
+        return self.model.seq_len
+
+    def passes(self) -> list[Block]:
+        """The blocks in the order in which a token passes them, looped ones repeated."""
+        return [cast(Block, self.blocks[layer]) for layer in self.model.layer_order]
+
+    def embed(self, tokens: Tensor, first: Tensor | int = 0) -> Tensor:
+        """Embeddings (B, T, D) of tokens (B, T), the first of them at position `first` (of each row, (B, 1))."""
+        x: Tensor = self.embedding(tokens)
+        if self.positions is None:
+            return x
+        if isinstance(first, int):
+            return x + self.positions[first : first + tokens.shape[1]]
+        return x + self.positions[first + torch.arange(tokens.shape[1], device=tokens.device)]
+
+    def stream(self, x: Tensor) -> Tensor:
+        """The residual stream (B, T, D) behind the last block, from embeddings x (B, T, D)."""
+        for block in self.passes():
+            x = block(x, self.rope, self.mask)
+        return x
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Next-token logits (B, T, V) for tokens (B, T)."""
-        x = self.embedding(tokens)
-        for block in self.blocks:
-            x = block(x, self.rope, self.mask)
-        return self.head(x)
+        return self.head(self.stream(self.embed(tokens)))
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (B, T, V) from the residual stream x (B, T, D) behind the last block."""
@@ -204,7 +230,7 @@ class Transformer(nn.Module):
         return F.linear(hidden, self.embedding.weight)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy (B, T) in nats, fp32, of `targets` (B, T) after `tokens` (B, T)."""
+        """Cross-entropy (B, T) in nats, fp32, of `targets` (B, T); 0 where a target is -100."""
         logits = self.logits(tokens).float()
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return losses.view(targets.shape)

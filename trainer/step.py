@@ -106,21 +106,27 @@ class TrainStep:
 
     def _accumulate_gradients(self, inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> Tensor:
         rows, length = targets.shape
+        micro = self._micro(rows, length)
         scored = length if self.scored is None else self.scored
         total = torch.zeros((), device=self.device)
-        for start in range(0, rows, self.micro):
-            part = slice(start, start + self.micro)
-            last = start + self.micro >= rows
+        for start in range(0, rows, micro):
+            part = slice(start, start + micro)
+            last = start + micro >= rows
             # Gradients travel between processes once a step, with the last micro-batch.
             hold = nullcontext() if last or self.world.size == 1 else self.forward.no_sync()  # type: ignore[operator]
             with hold:
                 with autocast(self.config, self.device):
                     losses = self.forward(self._to_device(inputs[part]), self._to_device(targets[part]))
                 # Every sequence has as many scored targets; those that are not scored have no loss.
-                loss = losses.mean() * (self.micro / rows * (length / scored))
+                loss = losses.mean() * (micro / rows * (length / scored))
                 loss.backward()
             total += loss.detach()
         return self.world.mean(total)
+
+    def _micro(self, rows: int, length: int) -> int:
+        """Sequences in one pass: of shorter ones than the run's as many more as make as many tokens."""
+        most = min(rows, self.micro * (self.config.model.seq_len // length))
+        return next(size for size in range(most, 0, -1) if rows % size == 0)
 
     def _to_device(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.arrays import Array
 from analysis.fit import Fit, Refusal
 
 BAND = (0.44, 0.72)
@@ -199,8 +197,3 @@ def share_words(within: float) -> str:
 def ends(value: float, low: float, high: float) -> tuple[float, float, float]:
     """The three numbers as floats, an interval's ends in order."""
     return float(value), float(min(low, high)), float(max(low, high))
-
-
-def finite(values: Array) -> bool:
-    """Whether all numbers are finite."""
-    return all(math.isfinite(value) for value in values.ravel().tolist())

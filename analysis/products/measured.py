@@ -1,4 +1,4 @@
-"""Products of measurements: layer latency, generation, coordinate check."""
+"""Products of measurements: layer latency, generation, sequence lengths, coordinate check."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from analysis.bench_tables import TITLES
 from analysis.figures.coordcheck import coordcheck_figure
 from analysis.figures.decode import decode_figure
 from analysis.figures.latency import tokens_figure, width_figure
+from analysis.figures.lengths import length_figure
 from analysis.latency import (
     TOKENS,
     WIDTHS,
@@ -22,14 +23,16 @@ from analysis.latency import (
     read_published_tokens,
     read_published_widths,
 )
+from analysis.lengths import read_lengths
 from analysis.products.product import Made, Product
 from analysis.products.tracked import Tracked
 
 Draw = Callable[[Sequence[Layer], Sequence[Layer]], Figure | None]
 Read = Callable[[Path], list[Layer]]
 
-BENCHES = ("ffn", "decode", "train")
-COORDCHECK, FFN, DECODE = "coordcheck.csv", "bench/ffn.csv", "bench/decode.csv"
+BENCHES = ("ffn", "decode", "train", "length")
+COORDCHECK = "coordcheck.csv"
+FFN, DECODE, LENGTH = "bench/ffn.csv", "bench/decode.csv", "bench/length.csv"
 
 
 def products(tracked: Tracked) -> Iterator[Product]:
@@ -51,6 +54,15 @@ def products(tracked: Tracked) -> Iterator[Product]:
             "model.",
             (decode,),
             lambda: Made(decode_figure(read_decode(decode))),
+        )
+    if (length := tracked.table(LENGTH)) is not None:
+        yield Product(
+            "length",
+            "Time per token over sequence length, forward and with backward, of recurrent and dense "
+            "networks, a column a machine and setting; beneath, the recurrent network's time over that at "
+            "its shortest length, and its time over dense as a multiple of its FLOPs over dense.",
+            (length,),
+            lambda: Made(length_figure(read_lengths(length))),
         )
     if (coordcheck := tracked.table(COORDCHECK)) is not None:
         yield Product(

@@ -75,6 +75,7 @@ bench: $(STAMP) ## speed of this machine, structures interleaved (several minute
 	$(BIN)/python -m trainer bench ffn --widths 1024 --tokens 2048 --compile --structures $(BENCHED) --max-seconds 60
 	$(BIN)/python -m trainer bench train --structures $(BENCHED) --precisions fp32
 	$(BIN)/python -m trainer bench decode
+	$(BIN)/python -m trainer bench length --max-seconds 240
 	for width in 64 128 256; do \
 	  $(BIN)/python -m trainer bench decode --d-model $$width --batches 1 --threads 1 --repeats 200 --max-seconds 60 \
 	    || exit 1; \

@@ -154,7 +154,7 @@ def _length(path: Path) -> list[Table]:
     for row in read_lengths(path):
         torch = f", torch {row.torch}" if row.torch else ""
         places.setdefault(f"{', '.join(row.place)}{torch}", []).append(row)
-    header = ["direction", "network", "tokens long", "sequences", "us a token", "over shortest"]
+    header = ["direction", "network", "tokens long", "sequences", "time per token (us)", "over shortest"]
     header += ["over dense", "FLOPs over dense", "cost over FLOPs"]
     tables = []
     for place, found in places.items():

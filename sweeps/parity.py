@@ -14,11 +14,14 @@ from pydantic import BaseModel
 
 from sweeps.text import number
 from trainer.config import RunConfig
+from trainer.models.config import ModelConfig
 
 _FIRST = ("peak_lr", "batch_tokens", "tokens", "weight_decay", "schedule")
 _SHOWN_VALUES = 4
 # What is compared, and what follows from another setting.
-_NOT_TUNING = (("model", "structure"), ("guide", "steps"))
+_NOT_TUNING = (
+    ("model", "structure"), ("model", "kind"), ("model", "recurrence"), ("model", "loop"), ("guide", "steps"),
+)  # fmt: skip
 
 
 def differences(configs: Sequence[RunConfig], labels: Sequence[tuple[str, str]]) -> list[str]:
@@ -55,7 +58,7 @@ def _settings(parts: dict[str, dict[int, Any]]) -> dict[str, dict[Hashable, None
         for value in values.values():
             if isinstance(value, BaseModel):
                 for name in type(value).model_fields:
-                    if (part, name) not in _NOT_TUNING:
+                    if (part, name) not in _NOT_TUNING and not _idle(name, value):
                         label = name if part in ("optim", "model") else f"{part}.{name}"
                         found[label][getattr(value, name)] = None
             else:
@@ -63,12 +66,17 @@ def _settings(parts: dict[str, dict[int, Any]]) -> dict[str, dict[Hashable, None
     return found
 
 
+def _idle(name: str, value: BaseModel) -> bool:
+    """Whether a setting means nothing beside the others: a first FFN that stays dense where all are dense."""
+    return name == "dense_first_ffn" and isinstance(value, ModelConfig) and value.structure.kind == "dense"
+
+
 def _lines(size: str, settings: dict[str, dict[str, dict[Hashable, None]]]) -> list[str]:
     names = list(dict.fromkeys(name for values in settings.values() for name in values))
     names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     lines = []
     for name in names:
-        sets = {structure: values[name] for structure, values in settings.items()}
+        sets = {structure: values[name] for structure, values in settings.items() if name in values}
         if len({frozenset(values) for values in sets.values()}) > 1:
             said = ", ".join(f"{structure} {_shown(values)}" for structure, values in sets.items())
             lines.append(f"{size}: {name} differs: {said}")

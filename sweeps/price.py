@@ -32,7 +32,7 @@ def run_bytes(config: RunConfig, gpu: bool, micro_batch: int | None = None) -> i
     """Memory that a run is predicted to need, bytes.
 
     Weights, gradients and Adam's two moments in fp32, a guide's as well; and for each token of a pass what
-    the backward pass keeps: 16 d + 3 d_ff numbers a layer, and three rows of logits in fp32.  Within 20 % of
+    the backward pass keeps: 16 d + 3 d_ff numbers each time it passes a layer, and three rows of logits in fp32.  Within 20 % of
     what cpu-2xs to cpu-2xl took on a CPU (0.37 to 0.58 GB); not measured on a GPU.
     """
     model = config.model
@@ -43,7 +43,7 @@ def run_bytes(config: RunConfig, gpu: bool, micro_batch: int | None = None) -> i
     elif gpu:
         tokens = min(tokens, GPU_MICRO_TOKENS)
     each = 2 if gpu and config.precision == "bf16" else 4
-    kept = model.n_layers * (16 * model.d_model + 3 * model.d_ff) * each + 12 * model.vocab_size
+    kept = sum(model.layer_passes) * (16 * model.d_model + 3 * model.d_ff) * each + 12 * model.vocab_size
     return PROCESS_BYTES["cuda" if gpu else "cpu"] + 16 * weights + tokens * kept
 
 

@@ -24,7 +24,7 @@ STATUS = {
 }  # fmt: skip
 FINAL = (
     "val_loss", "val_loss_se", "val_bits_per_byte", "entropy_rate", "params", "params_non_embedding",
-    "train_flops", "flops_per_token", "seconds", "diverged_step",
+    "train_flops", "flops_per_token", "seconds", "diverged_step", "val_accuracy", "val_exact_match",
 )  # fmt: skip
 _NOT_METRICS = ("step", "time")
 

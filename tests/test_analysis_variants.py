@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from analysis.runs.labels import base_and_variant, family_and_budget, structure_
 from analysis.runs.reading import read_csv
 from analysis.runs.table import runs_table, structures_of, to_csv
 from analysis.runs.variants import variants
-from trainer.presets import resolve
+from trainer.config import RunConfig
+from trainer.presets import resolve, run_labels
+from trainer.rundir import read_result, write_result
 
 pytestmark = pytest.mark.usefixtures("few_figures")
 
@@ -166,6 +170,64 @@ def test_labels_split_and_sort_by_value() -> None:
         "lowrank-63",
     ]
     assert sorted(reversed(ordered), key=structure_order) == ordered
+
+
+def test_pruned_looped_and_recurrent_networks_are_structures_of_their_own() -> None:
+    ordered = [
+        "dense",
+        "dense, peak_lr=0.01",
+        "dense, pruned 50%",
+        "dense, pruned 75%",
+        "dense, pruned 75%, schedule=cubic",
+        "dense, looped 2",
+        "dense, looped 2, pruned 50%",
+        "dense, looped 10",
+        "lowrank-63",
+        "lowrank-63, pruned 7.5%",
+        "lowrank-32",
+        "recurrent",
+        "recurrent, lowrank-63",
+        "recurrent, lowrank-32",
+    ]
+    assert sorted(reversed(ordered), key=structure_order) == ordered
+    assert base_and_variant("dense, pruned 75%, schedule=cubic") == ("dense, pruned 75%", "schedule=cubic")
+    # What is held against dense runs must not be taken for one.
+    assert {family_and_budget(label)[0] for label in ordered[2:8]}.isdisjoint({"dense"})
+    chosen = looks(ordered)
+    bases = [label for label in ordered if "=" not in label]
+    assert len({(chosen[x].colour, chosen[x].marker, chosen[x].filled) for x in bases}) == len(bases)
+    assert (
+        chosen["dense"] == looks(["dense"])["dense"]
+        and chosen["lowrank-63"] == looks(["lowrank-63"])["lowrank-63"]
+    )
+
+
+def test_the_label_says_what_prunes_and_loops(tmp_path: Path) -> None:
+    """Sparsities and passes are in the structure; only what it does not say is named beside it."""
+    axes = {"preset": list(SIZES), "prune.sparsity": [0, 0.5, 0.75], "prune.schedule": ["linear", "cubic"]}
+    labelled_sweep(tmp_path / "a", axes)
+    pruned = [f"dense, pruned {s}%, prune.schedule={x}" for s in (50, 75) for x in ("cubic", "linear")]
+    assert curves(tmp_path / "a") == ["dense", *pruned]
+    labelled_sweep(tmp_path / "b", {"preset": list(SIZES), "model": [{}, {"loop": {"passes": 2}}]})
+    assert curves(tmp_path / "b") == ["dense", "dense, looped 2"]
+
+
+def labelled_sweep(results: Path, axes: dict[str, list[Any]]) -> None:
+    """As grid_sweep, equal runs merged, with the labels that the trainer gives."""
+    grid_sweep(results, axes)
+    seen: dict[str, str] = {}
+    for folder in sorted((results / "runs").iterdir()):
+        config = RunConfig.model_validate_json((folder / "config.json").read_text())
+        record = read_result(folder)
+        assert record is not None
+        if config.canonical_json() in seen:
+            shutil.rmtree(folder)
+            continue
+        seen[config.canonical_json()] = folder.name
+        (folder / "result.json").unlink()
+        write_result(folder, {**{k: v for k, v in record.items() if k != "sha256"}, **run_labels(config)})
+    path = results / "sweeps" / "g.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "run_ids": list(seen.values())}))
 
 
 def test_variants_keep_hue_and_marker_and_can_be_told_apart(tmp_path: Path) -> None:

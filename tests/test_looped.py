@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from sweeps.grid import expand
+from sweeps.parity import differences
+from sweeps.sweepfile import load_sweep
 from tests.test_guidance import same_run
 from tests.test_loop import TINY, run, stop_at
 from trainer.config import RunConfig
@@ -48,8 +51,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def config_of(loop: dict[str, int] | None, structure: str = "lowrank-63", **variant: Any) -> RunConfig:
-    model = {**BASE, **variant, **({"loop": loop} if loop else {})}
+def config_of(loop: Any, structure: str = "lowrank-63", **variant: Any) -> RunConfig:
+    model = {**BASE, **variant, **({} if loop is None else {"loop": loop})}
     optim = {"peak_lr": 1e-3, "batch_tokens": 24}
     return resolve({"model": model, "structure": structure, "tokens": 240, "optim": optim}, "t")
 
@@ -215,6 +218,20 @@ def test_labels_and_ids() -> None:
     assert RunConfig.model_validate_json(looped.canonical_json()) == looped
 
 
+def test_loops_of_a_sweep_are_structures_that_nothing_else_tells_apart() -> None:
+    runs = expand(load_sweep("looped"))
+    labels = [run_labels(config) for config in runs]
+    assert len({config.tokens for config in runs}) == len({label["size"] for label in labels}) == 3
+    assert {label["structure"] for label in labels} == {"dense", "dense, looped 2", "dense, looped 4"}
+    assert differences(runs, [(label["size"], label["structure"]) for label in labels]) == []
+    other = runs[0].model_copy(update={"optim": runs[0].optim.model_copy(update={"peak_lr": 0.5})})
+    assert "peak_lr differs" in differences([other, *runs[1:]], [
+        (label["size"], label["structure"]) for label in labels
+    ])[0]  # fmt: skip
+    # The dense runs are those of other sweeps.
+    assert {c.run_id("x") for c in runs} & {c.run_id("x") for c in expand(load_sweep("lowrank"))}
+
+
 @pytest.mark.parametrize(
     ("loop", "said"),
     [
@@ -235,7 +252,7 @@ def test_labels_and_ids() -> None:
 )
 def test_mistakes_are_told(loop: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
-        config_of(None, loop=loop)
+        config_of(loop)
     assert str(caught.value).startswith("t: ") and "\n" not in str(caught.value)
 
 

@@ -162,7 +162,7 @@ class RunConfig(Frozen):
     guide: GuideConfig = Field(default=GuideConfig(), validate_default=True)
     """Self-guided training."""
     curriculum: CurriculumConfig | None = None
-    """Stages by sequence length; `tokens` then counts every step at full length, the most that it can cost."""
+    """Stages by sequence length; `tokens` then counts all steps at full length, the most that it can cost."""
     prune: PruneConfig | None = None
     """Gradual pruning; a sparsity of 0 is the same as none."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -268,8 +268,11 @@ class RunConfig(Frozen):
         return self.optim.batch_tokens // self.model.seq_len
 
     def canonical_json(self) -> str:
-        """The one text form of this configuration: sorted keys, no spaces; every field, but those that later
-        versions added where they say what was always so (Frozen.NEUTRAL)."""
+        """The one text form of this configuration: sorted keys, no spaces.
+
+        Every field is in it, but those that later versions added where they say what was always so
+        (Frozen.NEUTRAL).
+        """
         return self._text(_canonical(self.data))
 
     def run_id(self, corpus_fingerprint: str) -> str:

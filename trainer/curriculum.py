@@ -152,13 +152,17 @@ def stages_of(config: RunConfig, state: StageState, steps: int, seconds: float) 
     ends, times = [*state.ends, steps], [*state.seconds, seconds]
     losses: list[float | None] = [*state.losses, state.loss]
     rows, before, since = [], 0, 0.0
-    for length, end, time, loss in zip(config.curriculum.lengths, ends, times, losses, strict=False):
+    solved = [True] * len(state.ends) + [state.finished]
+    for length, end, time, loss, done in zip(
+        config.curriculum.lengths, ends, times, losses, solved, strict=False
+    ):
         n = end - before
-        rows.append(
-            {
-                "seq_len": length, "steps": n, "tokens": n * length * config.batch_sequences,
-                "seconds": round(time - since, 3), "val_loss": loss, "solved": end < steps or state.finished,
-            }
-        )  # fmt: skip
+        if n:
+            rows.append(
+                {
+                    "seq_len": length, "steps": n, "tokens": n * length * config.batch_sequences,
+                    "seconds": round(time - since, 3), "val_loss": loss, "solved": done,
+                }
+            )  # fmt: skip
         before, since = end, time
     return rows

@@ -9,8 +9,8 @@ A multiply-add counts as 2.  Conventions for the training FLOPs of a run:
 - ``sparse``: as ``paper``, but of a pruned run only the multiply-adds of weights that are still there at each
   step.  The others count what is executed: dense products, however many zeros are in them.
 
-A layer that a token passes several times (loop, recurrence) counts each time.  A recurrent transformer attends
-within windows of two blocks of K tokens; where K is drawn, the mean over its range counts.
+A layer that a token passes several times (loop, recurrence) counts each time.  A recurrent transformer
+attends within windows of two blocks of K tokens; where K is drawn, the mean over its range counts.
 
 Self-guided training adds 3 x forward of each dense branch where it runs, under every convention.  Weights
 that are assembled from factors in each pass (sltrain) are counted once a step in `paper` and `causal`; that
@@ -56,7 +56,7 @@ class ModelCounts:
     forward_matmul: int
     """FLOPs of all weight matrices, the head included, for one token."""
     sequence_attention: int
-    """FLOPs of QK^T and AV over full squares, for one sequence: the whole one, or the windows of a recurrence."""
+    """FLOPs of QK^T and AV over full squares, for one sequence: all of it, or the windows of a recurrence."""
     seq_len: int
     """Tokens of that sequence."""
     forward_pass: int

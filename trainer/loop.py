@@ -62,7 +62,7 @@ class Progress:
     """Where a run stands, for whoever watches it."""
 
     phase: str
-    """"train" or "evaluate"."""
+    """"train" ("train at 64": on sequences of that length, in a curriculum) or "evaluate"."""
     step: int
     """Updates done (training), or sequences done (evaluation)."""
     total: int
@@ -325,10 +325,9 @@ class _Run:
         work = self._spent() - self.attempt_flops
         achieved = work / max(1e-9, self.attempt_seconds) / (peak * self.world.size) if peak else None
         self._write_status("running", tokens_per_second=round(speed, 1), eta_seconds=round(left, 1))
+        phase = f"train at {self._stage()['seq_len']}" if self.config.curriculum else "train"
         self.on_progress(
-            Progress(
-                "train", self.state.step, self.config.steps, self.state.train_loss, speed, achieved, left
-            )
+            Progress(phase, self.state.step, self.config.steps, self.state.train_loss, speed, achieved, left)
         )
 
     def _eval_tick(self, done: int, total: int) -> bool:

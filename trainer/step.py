@@ -82,8 +82,9 @@ class TrainStep:
     ) -> tuple[Tensor, Tensor]:
         """Do update `step` (0-based) on this process's rows of the global batch, each (rows, T).
 
-        `rate` multiplies the schedule's learning rate, as a curriculum wants it.  Returns the mean loss over the global batch (nats per token) and the gradient norm before
-        clipping, both on the device, so that nothing waits for it.
+        `rate` multiplies the schedule's learning rate, as a curriculum wants it.  Returns the mean loss over
+        the global batch (nats per token) and the gradient norm before clipping, both on the device, so that
+        nothing waits for it.
         """
         self.rate = rate * learning_rate(step, self.config.steps, self.config.optim)
         for group in self.optimizer.param_groups:

@@ -88,6 +88,8 @@ class Terminal:
             bits = result["val_bits_per_byte"]
             bytes_part = f", {bits:.4f} bits per byte" if bits is not None else ""
             loss, error = result["val_loss"], result["val_loss_se"]
+            if result.get("val_accuracy") is not None:
+                bytes_part += f", {result['val_accuracy']:.2%} of answers right"
             print(f"done: held-out loss {loss:.4f} ± {error:.4f} nats per token{bytes_part}; {run_dir}")
         elif state == "diverged" and result:
             print(f"diverged at step {result['diverged_step']}: no held-out loss; {run_dir}")

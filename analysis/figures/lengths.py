@@ -161,15 +161,8 @@ def _scales(column: Sequence[Axes], rows: Sequence[LengthTiming]) -> None:
     upper.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     upper.yaxis.set_minor_locator(NullLocator())
     upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    for axes, of, words, most in (
-        (middle, _over_shortest, f"flat within {100 * FLAT:g} %", 1 + FLAT),
-        (lower, _cost, f"goal: at most {COST:g}", COST),
-    ):
-        axes.set_ylim(*_limits(rows, of, most))
-        axes.annotate(
-            words, (0, most), xytext=(3, 1), xycoords=("axes fraction", "data"),
-            textcoords="offset points", fontsize=6.5, color=GREY, va="bottom",
-        )  # fmt: skip
+    middle.set_ylim(*_limits(rows, _over_shortest, 1 + FLAT))
+    lower.set_ylim(*_limits(rows, _cost, COST))
 
 
 def _legend(figure: Figure, chosen: Mapping[str, Look], directions: Sequence[str]) -> None:
@@ -178,5 +171,9 @@ def _legend(figure: Figure, chosen: Mapping[str, Look], directions: Sequence[str
         for network, look in chosen.items()
         for direction in directions
     ]
-    columns = legend_columns(handles, TWO_COLUMNS, 2)
+    handles += [
+        Line2D([], [], color=BAND, linewidth=6, label=f"within {100 * FLAT:g} %: flat"),
+        Line2D([], [], color=GREY, linewidth=0.9, linestyle=DASHED, label=f"goal: at most {COST:g}"),
+    ]
+    columns = legend_columns(handles, TWO_COLUMNS, 3)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)

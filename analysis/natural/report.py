@@ -24,7 +24,7 @@ from analysis.natural.estimate import (
     Reach,
     share_words,
 )
-from analysis.natural.verdict import digits_of, value_words, verdict
+from analysis.natural.verdict import digits_of, overall, value_words, verdict
 from analysis.report import plain
 from analysis.tables import Table, latex_file
 
@@ -175,8 +175,9 @@ def tables(found: Natural) -> list[tuple[str, Table]]:
 
 
 def verdicts(found: Natural) -> list[str]:
-    """One sentence a curve."""
-    return [verdict(group) for group in found.groups]
+    """One sentence a curve; of several, one on all of them first."""
+    sentences = [verdict(group) for group in found.groups]
+    return sentences if len(sentences) == 1 else [overall(found.groups), *sentences]
 
 
 def remarks(found: Natural) -> list[str]:
@@ -197,9 +198,9 @@ def markdown(found: Natural) -> str:
     if found.coverage:
         parts.append(f"Data: {found.coverage}.")
     sentences = verdicts(found)
-    parts += [f"Verdict. {sentences[0]}"] if len(sentences) == 1 else ["Verdict."]
+    parts.append(f"Verdict. {sentences[0]}")
     if len(sentences) > 1:
-        parts.append("\n".join(f"- {one}" for one in sentences))
+        parts.append("\n".join(f"- {one}" for one in sentences[1:]))
     for key, table in tables(found):
         if key in HEADINGS:
             parts.append(f"## {HEADINGS[key]}")
@@ -233,18 +234,20 @@ def to_dict(found: Natural) -> dict[str, Any]:
         "reference": found.reference,
         "coverage": found.coverage,
         "notes": list(found.notes),
+        "verdict": verdicts(found)[0],
         "reconstruction": RECONSTRUCTION,
-        "curves": [_group_dict(group) for group in found.groups],
+        "curves": [_group_dict(group, found) for group in found.groups],
     }
 
 
-def _group_dict(group: Group) -> dict[str, Any]:
+def _group_dict(group: Group, found: Natural) -> dict[str, Any]:
+    chosen = group.chosen(found.within, found.reference)
     choices = [
         {
             "within": choice.within,
             "reference": choice.reference,
             "estimate": choice.estimate.to_dict(),
-            "reached": [dict(vars(one)) for one in choice.reached],
+            "budgets_used": choice.used,
         }
         for choice in group.choices
     ]
@@ -258,6 +261,7 @@ def _group_dict(group: Group) -> dict[str, Any]:
         "estimates": [
             {**one.to_dict(), "reconstruction": kind in BOUNDS} for kind, one in group.estimates.items()
         ],
+        "reached": [dict(vars(one)) for one in (chosen.reached if chosen is not None else ())],
         "choices": choices,
         "vertices": [list(one) for one in group.vertices],
         "verdict": verdict(group),

@@ -18,6 +18,7 @@ SHORT = {
 }
 EXACT = 1e-7
 """Intervals narrower than this are rounding."""
+SIDES = ("inside", "outside")
 RECONSTRUCTED = "reconstruction of the paper's bound"
 
 
@@ -44,7 +45,7 @@ def verdict(group: Group) -> str:
     """The sentence."""
     known = [group.estimates[kind] for kind in DATA if group.estimates[kind].known]
     if known:
-        told = ", ".join(f"{SHORT[one.kind]} {' '.join(value_words(one))}" for one in known)
+        told = ", ".join(f"{' '.join(value_words(one))} ({SHORT[one.kind]})" for one in known)
         parts = [f"gamma is {told}", *_agreement(known), _band(known), _chinchilla(known)]
     else:
         told = "; ".join(f"{SHORT[kind]}: {group.estimates[kind].reason}" for kind in DATA)
@@ -54,6 +55,21 @@ def verdict(group: Group) -> str:
     if missing and known:
         parts.append(f"not identified: {_listed(missing)}")
     return f"{group.label}: {'; '.join(part for part in parts if part)}."
+
+
+def overall(groups: Sequence[Group]) -> str:
+    """What several curves say together: a count of what the estimates of each decide."""
+    found = [[group.estimates[kind] for kind in DATA if group.estimates[kind].known] for group in groups]
+    known = [estimates for estimates in found if estimates]
+    inside, outside = (sum(all(one.against_band() == side for one in e) for e in known) for side in SIDES)
+    out = sum(all(not one.holds(CHINCHILLA) for one in e) for e in known)
+    within = sum(all(one.holds(CHINCHILLA) for one in e) for e in known)
+    band = f"the published band [{BAND[0]}, {BAND[1]}]"
+    return (
+        f"Of {len(groups)} curves {len(known)} identify a gamma: all estimates of {inside} lie inside "
+        f"{band}, all of {outside} outside it, the others leave it open or are divided; all estimates of "
+        f"{out} exclude Chinchilla's 1.0, none of {within} does."
+    )
 
 
 def _agreement(known: Sequence[Estimate]) -> list[str]:

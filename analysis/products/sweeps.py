@@ -18,6 +18,7 @@ from analysis.figures.scaling import scaling_figure
 from analysis.products.product import Made, Product
 from analysis.products.tracked import Tracked
 from analysis.runs.table import Runs
+from analysis.stages import staged
 
 TRACES, CURVES = "_dynamics.csv", "_curves.csv"
 
@@ -39,7 +40,7 @@ def products(tracked: Tracked) -> Iterator[Product]:
         found = gaps_worth_drawing(runs, name)
         traces, curves = tracked.table(f"{name}{TRACES}"), tracked.table(f"{name}{CURVES}")
         # Where no curve has a law, and another figure shows the points, theirs would only repeat them.
-        if not (found is not None or traces) or has_law(runs):
+        if not (found is not None or traces or staged(runs)) or has_law(runs):
             yield _scaling(tracked, name)
         if found is not None:
             yield Product(

@@ -23,11 +23,23 @@ def family_and_budget(label: str) -> tuple[str, float]:
     return (match[1].rstrip("-_ "), float(match[2])) if match else (base, math.inf)
 
 
-def structure_order(label: str) -> tuple[int, str, float, VariantKey, str]:
-    """Sort key of labels: dense first, the papers' families, others; larger budgets first; then variants."""
-    family, budget = family_and_budget(label)
+def passes_and_sparsity(label: str) -> tuple[str, int, float]:
+    """Split `dense, looped 4, pruned 75%` into (`dense`, 4, 75); 1 pass and 0 % where it does not say so."""
+    match = re.fullmatch(
+        r"(.+?)(?:, looped (\d+))?(?:, pruned (\d+(?:\.\d+)?)%)?", base_and_variant(label)[0]
+    )
+    return (match[1], int(match[2] or 1), float(match[3] or 0)) if match else (label, 1, 0.0)
+
+
+def structure_order(label: str) -> tuple[int, str, float, int, float, VariantKey, str]:
+    """Sort key of labels: dense first, the papers' families, others; larger budgets first; then variants.
+
+    A structure that is looped or pruned follows itself, more passes and higher sparsities later.
+    """
+    structure, passes, sparsity = passes_and_sparsity(label)
+    family, budget = family_and_budget(structure)
     rank = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
-    return rank, family, -budget, _variant_key(base_and_variant(label)[1]), label
+    return rank, family, -budget, passes, sparsity, _variant_key(base_and_variant(label)[1]), label
 
 
 def _variant_key(variant: str) -> VariantKey:

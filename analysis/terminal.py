@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 RED, YELLOW = "31", "33"
-LEFT = ("run", "size", "structure", "treatment", "contrast", "verdict")
+LEFT = ("run", "size", "structure", "treatment", "contrast", "verdict", "estimate")
 """Columns that hold words: they start at the left."""
 GAP = "  "
 NARROWEST = 8

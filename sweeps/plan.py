@@ -152,6 +152,8 @@ def make_plan(
         runs.append(_planned(config, run_id, state or RunState(), model, prices, max_attempts))
     labels = [(run.size, run.structure) for run in runs]
     said = [*warnings, *differences(configs, labels)]
+    if any(config.curriculum for config in configs):
+        said.append("a curriculum is priced with every step at full length, the most that it can cost")
     return Plan(runs, _totals(runs, slots), said)
 
 

@@ -32,8 +32,8 @@ def run_bytes(config: RunConfig, gpu: bool, micro_batch: int | None = None) -> i
     """Memory that a run is predicted to need, bytes.
 
     Weights, gradients and Adam's two moments in fp32, a guide's as well; and for each token of a pass what
-    the backward pass keeps: 16 d + 3 d_ff numbers each time it passes a layer, and three rows of logits in fp32.  Within 20 % of
-    what cpu-2xs to cpu-2xl took on a CPU (0.37 to 0.58 GB); not measured on a GPU.
+    the backward pass keeps: 16 d + 3 d_ff numbers each time it passes a layer, and three rows of logits in
+    fp32.  Within 20 % of what cpu-2xs to cpu-2xl took on a CPU (0.37 to 0.58 GB); not measured on a GPU.
     """
     model = config.model
     weights = model_counts(model).params_total + (guide_params(model) if config.guided_steps else 0)

@@ -23,8 +23,8 @@ from trainer.rundir import read_json, read_metrics, read_result
 LENGTHS = [8, 12, 32]
 RUN: dict[str, Any] = {
     "model": {
-        "kind": "recurrent", "d_model": 16, "n_layers": 1, "n_heads": 2, "seq_len": 32, "positions": "learned",
-        "recurrence": {"block": 4, "block_range": [3, 6], "mix": "learned"},
+        "kind": "recurrent", "d_model": 16, "n_layers": 1, "n_heads": 2, "seq_len": 32,
+        "positions": "learned", "recurrence": {"block": 4, "block_range": [3, 6], "mix": "learned"},
     },
     "data": {"corpus": {"kind": "copy", "n_tokens": 2, "alphabet": 3}},
     "optim": {"peak_lr": 2e-2, "batch_tokens": 256, "warmup_fraction": 0.0, "schedule": "wsd", "clip": 10.0},

@@ -18,8 +18,8 @@ class Execution(BaseModel):
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of one run; default all cores over the number of slots."""
     micro_batch: int | None = Field(default=None, gt=0)
-    """Sequences of full length in one forward pass, more where a curriculum has shorter ones; default the whole
-    batch on CPU, about 32k tokens on a GPU."""
+    """Sequences of full length in one forward pass, more where a curriculum has shorter ones; default the
+    whole batch on CPU, about 32k tokens on a GPU."""
     compile: bool = False
     """torch.compile the network (minutes of warm-up the first time)."""
     attention: Literal["auto", "sdpa", "matmul"] = "auto"

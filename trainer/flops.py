@@ -348,6 +348,24 @@ def describe(config: RunConfig) -> dict[str, int]:
         "flops_per_token": flops_per_token(config.model),
         "train_flops": train_flops(config),
         **({"train_flops_sparse": train_flops(config, "sparse")} if config.prune else {}),
+        **_recurrent_sequence(config.model),
+    }
+
+
+def _recurrent_sequence(model: ModelConfig) -> dict[str, int]:
+    """Forward FLOPs of a sequence of a recurrent transformer, as counted here and as its paper counts.
+
+    The paper's L (N/K) (4 D K^2 + 2 K D^2), and 2 more a block where outputs are added, has one operation for
+    a weight of D x D: no factor 2 of a multiply-add, nor the 12 such weights of a layer, nor the head.
+    """
+    if model.recurrence is None:
+        return {}
+    d, block = model.d_model, model.recurrence.block
+    each = 4 * d * block**2 + 2 * block * d**2 + (0 if model.recurrence.mix == "forget" else 2)
+    counts = model_counts(model)
+    return {
+        "sequence_flops": model.seq_len * counts.forward_matmul + counts.sequence_attention,
+        "sequence_flops_as_published": model.n_layers * model.seq_len * each // block,
     }
 
 

@@ -235,7 +235,7 @@ class _Run:
         return "done"
 
     def _measure(self, curriculum: Curriculum) -> bool:
-        """Measure the held-out loss of the present stage, and move on; False where the run was asked to stop."""
+        """Measure the present stage's held-out loss, and move on; False where the run was asked to stop."""
         length = curriculum.length
         try:
             found = self._evaluate(length, curriculum.plan.sequences * length)

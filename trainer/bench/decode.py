@@ -238,7 +238,8 @@ def decode_seconds(
         made = build(config, device)
         contestants.append(_Contestant(made, "never" if made.shapes else None))
     caches = [
-        make_cache(c.made.network, batch, length, DTYPES[c.made.config.precision], device) for c in contestants
+        make_cache(c.made.network, batch, length, DTYPES[c.made.config.precision], device)
+        for c in contestants
     ]
     tokens = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     for number in range(1 + repeats):

@@ -23,15 +23,17 @@ class Frozen(BaseModel):
 
 
 class RecurrenceConfig(Frozen):
-    """How a recurrent transformer goes over a sequence (arXiv 2402.14746): (y_i, h_i+1) = T(a o + h_i,
-    a o + x_i+1), block by block; o is the previous output y_i-1, at first x_1."""
+    """How a recurrent transformer goes over a sequence, block by block (arXiv 2402.14746).
+
+    (y_i, h_i+1) = T(a o + h_i, a o + x_i+1), where o is the previous output y_i-1, at first x_1.
+    """
 
     block: Positive = 32
     """Tokens K of a block; a window holds two."""
     block_range: tuple[Positive, Positive] | None = None
     """Least and largest K of those drawn for each training step; evaluation has `block`."""
     mix: Literal["forget", "accumulate", "learned"] = "forget"
-    """The weight a of the previous output: 0, 1/2, or a number of each layer, learned from 1/2 within 0 to 1."""
+    """Weight a of the previous output: 0, 1/2, or a number of each layer, learned from 1/2 within 0 to 1."""
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:

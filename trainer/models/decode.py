@@ -10,6 +10,7 @@ G = key/value heads, E = width of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,10 +23,10 @@ from trainer.models.transformer import Transformer
 
 
 class KVCache:
-    """Keys and values of the tokens so far, for every pass through a layer; memory for `length` tokens a row at once.
+    """Keys and values of the tokens so far, for every pass through a layer; memory for `length` tokens a row.
 
     Attributes:
-        keys, values: (passes, B, G, S, E), passes through layers; only the G heads that grouped queries share.
+        keys, values: (passes through layers, B, G, S, E); only the G heads that grouped queries share.
         lengths: tokens of each row so far.
     """
 

@@ -79,7 +79,7 @@ class RecurrentTransformer(Transformer):
 
 
 def mixed(alpha: Tensor | float, before: Tensor, x: Tensor) -> Tensor:
-    """a o + x, for the previous output o = `before` and x of one shape."""
+    """The sum a o + x, for the previous output o = `before` and x of one shape."""
     if isinstance(alpha, float) and alpha == 0:
         return x
     return alpha * before + x

@@ -1,10 +1,11 @@
-"""Generation by a recurrent transformer: its state is a few blocks of vectors a layer, however long the text.
+"""Generation by a recurrent transformer: a state of a few blocks of vectors a layer, however long the text.
 
 Token j of block b passes each layer twice, as in `trainer.models.recurrent`: as input, in the window that the
-state h_b-1 opens, which gives h_b[j]; and as state, in the window that h_b opens, which gives y_b[j].  The keys
-and values of that second pass are what the next block's inputs attend to.  Shapes: B = rows, n = rows of a
-pass, T = new tokens of each row, K = block, D = d_model, V = vocabulary, H = query heads, G = key/value heads,
-E = width of a head.
+state h_b-1 opens, which gives h_b[j]; and as state, in the window that h_b opens, which gives y_b[j].  The
+keys and values of that second pass are what the next block's inputs attend to.
+
+Shapes: B = rows, n = rows of a pass, T = new tokens of each row, K = block, D = d_model, V = vocabulary,
+H = query heads, G = key/value heads, E = width of a head.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class RecurrentState:
     """What the network keeps of the tokens so far; rows may be of different lengths.
 
     Attributes:
-        windows: keys and values, (2, layers, B, G, 2K, E): those of h_b-1, then those of the inputs of block b.
+        windows: keys and values, (2, layers, B, G, 2K, E): those of h_b-1, then of the inputs of block b.
         states: keys and values of h_b, (2, layers, B, G, K, E), as far as block b has come.
         outputs: (2, layers, B, K, D): y_b-2, overwritten by y_b token by token, and y_b-1.
         lengths: tokens of each row so far, (B,).

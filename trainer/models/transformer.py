@@ -204,7 +204,7 @@ class Transformer(nn.Module):
         return [cast(Block, self.blocks[layer]) for layer in self.model.layer_order]
 
     def embed(self, tokens: Tensor, first: Tensor | int = 0) -> Tensor:
-        """Embeddings (B, T, D) of tokens (B, T), the first of them at position `first` (of each row, (B, 1))."""
+        """Embeddings (B, T, D) of tokens (B, T) from position `first` on, one for all rows or (B, 1)."""
         x: Tensor = self.embedding(tokens)
         if self.positions is None:
             return x

@@ -186,6 +186,37 @@ def test_finish_below_ends_the_run_at_full_length(tmp_path: Path) -> None:
     assert run(folder, **change) == "done"
 
 
+def test_the_line_of_a_run_that_finishes_early_is_written_and_the_same_after_a_stop(tmp_path: Path) -> None:
+    change = {"curriculum": {"below": 50.0, "finish_below": 49.0}}
+    seldom = EVERY_STEP.model_copy(update={"log_points": 2})
+    assert run(tmp_path / "a", execution=seldom, **change) == "done"
+    assert [line["step"] for line in read_metrics(tmp_path / "a")] == [15]
+    result = read_result(tmp_path / "a")
+    assert result is not None
+    assert result["train_loss"] == pytest.approx(math.log(5), rel=0.5)
+    calls = 0
+    states = []
+    while not states or states[-1] == "preempted":
+        calls += 1
+        states.append(run(tmp_path / "b", stop_at(6), seldom, **change))
+        assert calls < 20
+    assert told(tmp_path / "b") == told(tmp_path / "a")
+
+
+def test_a_run_that_diverges_does_not_finish(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    change = {
+        "curriculum": {"below": 50.0, "finish_below": 49.0},
+        "optim": {"diverge_ratio": 1.0001, "peak_lr": 9.0},
+    }
+    seldom = EVERY_STEP.model_copy(update={"log_points": 1, "checkpoint_seconds": 3600.0})
+    assert run(folder, execution=seldom, **change) == "diverged"
+    result = read_result(folder)
+    assert result is not None
+    assert result["val_loss"] is None
+    assert result["diverged_step"] is not None
+
+
 def test_parts_and_tokens() -> None:
     config = config_of()
     assert list(parts(config, 60, [10, 25])) == [(8, 10), (12, 15), (32, 35)]

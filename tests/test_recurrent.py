@@ -19,6 +19,7 @@ from trainer.models.build import build_network
 from trainer.models.config import ModelConfig, longest
 from trainer.models.decode import advance, make_cache
 from trainer.models.parametrize import initialise
+from trainer.models.premerge import PremergeMode, prepare_for_decoding
 from trainer.models.recurrent import RecurrentTransformer
 from trainer.models.transformer import Block
 from trainer.presets import resolve
@@ -32,6 +33,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"n_layers": 2, "recurrence": {"block": 64, "mix": "learned"}, "qk_norm": True},
     {"n_layers": 2, "recurrence": {"block": 5, "mix": "learned"}, "structure": "lowrank-63", "d_ff": 48},
     {"n_layers": 1, "recurrence": {"block": 8}, "activation": "swiglu", "norm": "rmsnorm", "bias": False},
+    {"n_layers": 2, "recurrence": {"block": 6}, "structure": "sltrain-32"},
 ]
 
 
@@ -170,7 +172,8 @@ def test_parameters_and_flops_are_those_of_the_network(shape: dict[str, Any], le
     tokens = tokens_of(2, length)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net.logits(tokens)
-    assert counter.get_total_flops() == 2 * (length * counts.forward_matmul + counts.sequence_attention)
+    sequences = 2 * (length * counts.forward_matmul + counts.sequence_attention)
+    assert counter.get_total_flops() == sequences + counts.forward_pass
     assert flops_per_step(net.model, 2 * length) == 3 * counter.get_total_flops()
 
 
@@ -240,6 +243,36 @@ def test_a_drawn_block_depends_on_seed_and_step_alone_and_rests_in_evaluation() 
     with torch.no_grad():
         assert torch.equal(net.logits(tokens), fixed.logits(tokens))
         assert torch.equal(net.train().logits(tokens), trained.logits(tokens))
+
+
+def test_evaluation_has_its_own_block_whatever_range_is_drawn_from() -> None:
+    net = network_of({"n_layers": 1, "recurrence": {"block": 16, "block_range": [3, 6]}})
+    plain = network_of({"n_layers": 1, "recurrence": {"block": 16}})
+    with torch.no_grad():
+        assert torch.equal(net.logits(tokens_of(1, 40)), plain.logits(tokens_of(1, 40)))
+
+
+def test_a_learned_weight_stays_within_0_to_1_and_can_come_back() -> None:
+    net = network_of({"n_layers": 1, "recurrence": {"block": 8, "mix": "learned"}})
+    (alpha,) = net.alphas
+    with torch.no_grad():
+        alpha.fill_(-0.2)
+    net.hold_alphas()
+    assert float(alpha.detach()) == 0
+    net.logits(tokens_of(1, 40)).square().mean().backward()
+    assert alpha.grad is not None
+    assert float(alpha.grad.abs()) > 0
+
+
+@pytest.mark.parametrize("mode", ["always", "never"])
+def test_streaming_with_merged_weights(mode: PremergeMode) -> None:
+    net = network_of({"n_layers": 2, "recurrence": {"block": 8}, "structure": "lowrank-63", "d_ff": 48})
+    tokens = tokens_of(2, 30)
+    with torch.no_grad():
+        full = net.logits(tokens)
+    ready = prepare_for_decoding(net, mode, lambda shape: None)
+    cache = make_cache(ready, 2, dtype=torch.float64)
+    torch.testing.assert_close(advance(ready, cache, tokens, every=True), full, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("shape", VARIANTS, ids=str)

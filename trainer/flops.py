@@ -89,11 +89,12 @@ def model_counts(model: ModelConfig) -> ModelCounts:
     positions = model.seq_len * d if model.positions == "learned" else 0
     of_attention = d * attn + 2 * d * kv + attn * d
     ffn_weights = ffn_flops = pass_flops = 0
+    windows = _windows(model)
     for structure, passes in zip(ffn_structures(model), model.layer_passes, strict=True):
         for d_in, d_out in ffn_shapes(model):
             ffn_weights += structure.matmul_params(d_in, d_out)
             ffn_flops += passes * structure.flops_per_token(d_in, d_out)
-            pass_flops += passes * structure.flops_per_pass(d_in, d_out)
+            pass_flops += round((windows or passes) * structure.flops_per_pass(d_in, d_out))
     norm = d * (2 if model.norm == "layernorm" and model.bias else 1)
     bias_norm = norm * (2 * layers + 1)
     if model.bias:
@@ -122,6 +123,14 @@ def _sequence_attention(model: ModelConfig) -> int:
     drawn = model.recurrence.drawn
     pairs = Fraction(sum(recurrent_pairs(model.seq_len, block) for block in drawn), len(drawn))
     return round(4 * pairs * model.attn_dim * model.n_layers)
+
+
+def _windows(model: ModelConfig) -> Fraction | None:
+    """Windows that a layer of a recurrence goes over in a sequence, each a pass: x_1, N - 1 pairs, h_N."""
+    if model.recurrence is None:
+        return None
+    drawn = model.recurrence.drawn
+    return Fraction(sum(-(-model.seq_len // block) + 1 for block in drawn), len(drawn))
 
 
 def recurrent_pairs(seq_len: int, block: int) -> int:

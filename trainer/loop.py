@@ -199,9 +199,15 @@ class _Run:
         while state.step < config.steps:
             length, rate = config.model.seq_len, 1.0
             if curriculum is not None:
-                if curriculum.due(state.step) and not self._measure(curriculum):
-                    return "preempted"
+                if curriculum.due(state.step):
+                    if (bad := self.step.guard.diverged_at()) is not None:
+                        self.diverged_step = bad
+                        return "diverged"
+                    if not self._measure(curriculum):
+                        return "preempted"
                 if state.stages.finished:
+                    if state.step > state.logged_step:
+                        self._log(None)
                     self._save()
                     return "done"
                 length, rate = curriculum.length, curriculum.rate
@@ -236,14 +242,16 @@ class _Run:
 
     def _measure(self, curriculum: Curriculum) -> bool:
         """Measure the present stage's held-out loss, and move on; False where the run was asked to stop."""
-        length = curriculum.length
+        start, length = time.monotonic(), curriculum.length
         try:
             found = self._evaluate(length, curriculum.plan.sequences * length)
         except Interrupted:
             # The weights of this step are saved, and the next attempt measures them first.
             self._save()
             return False
-        curriculum.record(self.state.step, found.loss, found.accuracy, self.state.seconds)
+        # The loop's clock adds this time with the next step.
+        seconds = self.state.seconds + time.monotonic() - start
+        curriculum.record(self.state.step, found.loss, found.accuracy, seconds)
         return True
 
     def _evaluate(self, seq_len: int | None = None, tokens: int | None = None) -> Evaluation:
@@ -275,8 +283,8 @@ class _Run:
             )
         self.world.barrier()
 
-    def _log(self, grad_norm: Tensor) -> None:
-        """Write one metrics line and start the next window."""
+    def _log(self, grad_norm: Tensor | None) -> None:
+        """Write one metrics line and start the next window; a run that may just have resumed has no norm."""
         window = self.state.step - self.state.logged_step
         self.state.train_loss = self.loss_sum.item() / window
         self.loss_sum.zero_()
@@ -292,7 +300,7 @@ class _Run:
                 "lr": self.step.rate,
                 **self._guide_weight(),
                 **self._stage(),
-                "grad_norm": grad_norm.item(),
+                "grad_norm": None if grad_norm is None else grad_norm.item(),
                 "tokens_per_second": round(self._tokens_per_second(), 1),
                 "seconds": round(self.state.seconds, 3),
                 "time": round(time.time(), 3),

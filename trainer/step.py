@@ -99,6 +99,8 @@ class TrainStep:
         grad_norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip)
         self.guard.check(step, loss, grad_norm)
         self.guard.step(self.optimizer)
+        if isinstance(self.network, RecurrentTransformer):
+            self.network.hold_alphas()
         self.optimizer.zero_grad(set_to_none=True)
         if self.pruning is not None:
             self.pruning.prune_after(step + 1)

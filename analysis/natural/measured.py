@@ -3,10 +3,10 @@
 The tables that are simulated: the curves over sizes that were fitted (`reach.curves`) with normal noise of
 the runs' own scatter about them, whole runs moving together where several points are of one. Each goes
 through all of the method, an irreducible loss that is fitted and the refusals included. The interval is that
-of the simulated gammas, moved from what the curves without noise give to the measured gamma.
+of the simulated gammas, moved from what the curves without noise give to the measured gamma. Losses of a
+budget whose tokens differ are brought to one D first, in every table by its own fit of the law (`level`).
 
-Of 300 planted grids of 6 sizes, 5 budgets and 1 or 2 seeds, with noise of 0.3 to 1 % in loss, 93 to 95 % of
-the intervals held the truth.
+@@COVER@@
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.arrays import Array, Mask
-from analysis.engine.newton import minimise
+from analysis.arrays import Array
 from analysis.fit import Fit
+from analysis.natural import level
 from analysis.natural.estimate import LARGEST, LIMIT, Choice, Estimate, Floor, Reach
 from analysis.natural.reach import (
     ABOVE,
@@ -41,7 +41,6 @@ RESAMPLES = 1000
 LEAST_DOF = 3
 MOST_LOST = 0.2
 """Simulated tables that may give no gamma before there is no interval."""
-ROUGH = 1e-6
 METHOD = "noise simulated about the curves over sizes"
 
 
@@ -49,7 +48,8 @@ METHOD = "noise simulated about the curves over sizes"
 class Tables:
     """The measured losses and the simulated ones.
 
-    losses: shape (R, n): the measured table, the curves without noise, then simulated ones.
+    losses: shape (R, n): the measured table, the curves without noise, then simulated ones; within a budget
+        brought to one D.
     floor: irreducible loss of each, shape (R,); NaN where its fit came to nothing.
     curves: fitted to each.
     widen: by how much errors must be stretched, since the noise is known from few runs.
@@ -69,7 +69,8 @@ class Measured:
         tokens: D, shape (n,).
         loss: nats per token, shape (n,).
         floor: the irreducible loss.
-        fit: the free fit that gave it, where it is fitted.
+        fit: of L = E + A N^-alpha + B D^-beta to the same runs, with E held where it is known; None where
+            the law is not identified.
         clusters: the run of each point, or None.
         resamples: simulated tables.
         seed: of the simulation.
@@ -88,6 +89,7 @@ class Measured:
     ) -> None:
         self.params, self.floor, self.reason = params, floor, ""
         self.budgets: list[Budget] = budgets_of(params, tokens)
+        self.apart = level.apart(self.budgets, tokens)
         if len(self.budgets) < LEAST_BUDGETS:
             some = f"{len(self.budgets)} token budgets with {LEAST_SIZES} sizes or more"
             self.reason = f"{some}; a line needs {LEAST_BUDGETS}"
@@ -96,10 +98,16 @@ class Measured:
                 "the irreducible loss is not known: no column entropy_rate, and with E fitted "
                 f"the law is not identified ({floor.reason})"
             )
+        elif fit is None and self.apart > level.MOST_APART:
+            self.reason = (
+                f"tokens of one budget differ by up to {100 * math.expm1(self.apart):.2g} %, and no law is "
+                "identified that would bring their losses to one D"
+            )
         if self.reason:
             return
+        self.levelled = fit is not None and self.apart > level.EQUAL
         self.tables, self.no_interval = _simulated(
-            self.budgets, params, loss, floor, fit, clusters, resamples, seed
+            self.budgets, params, tokens, loss, floor, fit, clusters, resamples, seed
         )
         self.excess = [Excess(budget, self.tables.losses, self.tables.floor) for budget in self.budgets]
 
@@ -132,6 +140,8 @@ class Measured:
             why = reason or "nothing to simulate from"
             return Estimate("measured", value, reason=f"no interval: {why}")
         method = f"line through {used} budgets; {METHOD}, {len(gammas) - 2} tables"
+        if self.levelled and self.apart > level.MOST_APART:
+            method += f"; tokens up to {100 * math.expm1(self.apart):.2g} % apart brought to one D by the law"
         # What noise shifts the method by may be more than its spread: the interval holds the value even so.
         low, high = min(value + error[0], value), max(value + error[1], value)
         return Estimate("measured", value, low, high, method)
@@ -193,6 +203,7 @@ def _error(values: Array, widen: float) -> tuple[tuple[float, float] | None, flo
 def _simulated(
     budgets: list[Budget],
     params: Array,
+    tokens: Array,
     loss: Array,
     floor: Floor,
     fit: Fit | None,
@@ -202,11 +213,15 @@ def _simulated(
 ) -> tuple[Tables, str]:
     """The tables, and why there is no interval where there is none."""
     assert floor.value is not None
-    first = curves(budgets, params, loss[None])
+    uneven = fit is not None and level.apart(budgets, tokens) > level.EQUAL
+    shift = np.zeros(loss.size)
+    if fit is not None and uneven:
+        shift = level.beyond(fit.optimum.bound, fit.optimum.phi[None], budgets, tokens)[0]
+    first = curves(budgets, params, (loss - shift)[None])
     inside = np.isfinite(first.fitted)
-    smooth = np.where(inside, first.fitted, loss)
-    if fit is not None:
-        # Runs of no budget count in the fit of the irreducible loss alone.
+    smooth = np.where(inside, first.fitted + shift, loss)
+    if fit is not None and (uneven or not floor.exact):
+        # Runs of no budget count in the fit of the law alone.
         smooth = np.where(inside, smooth, np.exp(fit.optimum.bound.log_value(fit.optimum.phi)))
     residual = np.log(loss[inside]) - np.log(smooth[inside])
     labels = None if clusters is None else [one for one, yes in zip(clusters, inside, strict=True) if yes]
@@ -221,10 +236,26 @@ def _simulated(
         rows += list(smooth * np.exp(_drawn(noise, clusters, loss.size, resamples, seed)))
     losses = np.stack(rows)
     floors = np.full(len(rows), floor.value)
-    if fit is not None:
-        floors[1:] = _refitted(fit, losses[1:])
+    if fit is not None and (uneven or not floor.exact):
+        losses, floors[1:] = _by_own_law(losses, fit, floor, budgets, tokens, uneven)
     widen = t_quantile(dof) / t_quantile(10**9) if not why else 1.0
     return Tables(losses, floors, curves(budgets, params, losses), widen), why
+
+
+def _by_own_law(
+    losses: Array, fit: Fit, floor: Floor, budgets: list[Budget], tokens: Array, uneven: bool
+) -> tuple[Array, Array]:
+    """Losses brought to their budgets' D, and the irreducible loss of all tables but the first.
+
+    The law is fitted to every table anew; where that does not converge the irreducible loss is NaN.
+    """
+    bound = fit.optimum.bound
+    phi, good = level.refitted(fit, losses[1:])
+    if uneven:
+        every = np.vstack([fit.optimum.phi, np.where(good[:, None], phi, fit.optimum.phi)])
+        losses = losses - level.beyond(bound, every, budgets, tokens)
+    own = np.full(len(phi), floor.value) if floor.exact else np.exp(phi[:, bound.place("E")])
+    return losses, np.where(good, own, np.nan)
 
 
 def _noise(residual: Array, dof: int, labels: Sequence[str] | None) -> tuple[float, float]:
@@ -249,21 +280,6 @@ def _drawn(
         return np.asarray(of_points)
     names, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     return np.asarray(of_points + noise[0] * dice.standard_normal((resamples, names.size))[:, index])
-
-
-def _refitted(fit: Fit, losses: Array) -> Array:
-    """The irreducible loss fitted to each table, shape (R,); NaN where the fit did not converge."""
-    bound, phi = fit.optimum.bound, fit.optimum.phi
-    found = minimise(
-        bound,
-        np.tile(phi, (len(losses), 1)),
-        None,
-        fit.optimum.delta,
-        log_loss=np.log(losses),
-        tolerance=ROUGH,
-    )
-    good: Mask = (found.gradient < 100 * ROUGH) | found.converged
-    return np.where(good, np.exp(found.phi[:, bound.place("E")]), np.nan)
 
 
 def sensitivity(within: float, shares: Sequence[float]) -> list[tuple[float, str]]:

@@ -17,7 +17,7 @@ from analysis.fit import Fit, Settings, distinct
 from analysis.isoflop.budgets import group_budgets
 from analysis.natural import bounds, optimum
 from analysis.natural.estimate import LIMIT, REFERENCES, Choice, Floor, Group, Natural
-from analysis.natural.law import beside_known, cautions, fitted_floor, free_law, held_law
+from analysis.natural.law import beside_known, cautions, fitted_floor, free_law, held_law, why_not
 from analysis.natural.measured import RESAMPLES, Measured, sensitivity
 from analysis.natural.reach import SAME_TOKENS
 from analysis.runs.loading import run_labels
@@ -181,7 +181,7 @@ def _group(curve: Curve, options: Options) -> Group:
     cost = cost_of(n, d, c)
     by_law, line = optimum.by_law(fit, cost, (float(c.min()), float(c.max())))
     by_parabolas, vertices = optimum.by_parabolas(n, d, c, y, cost, curve.clusters is not None)
-    own = free if floor.source == "fitted" and isinstance(free, Fit) else None
+    own = fit if isinstance(fit, Fit) and not why_not(fit) else None
     choices = measured_choices(n, d, y, floor, own, curve.clusters, options)
     chosen = next(x for x in choices if (x.within, x.reference) == (options.within, options.reference))
     estimates = [

@@ -42,8 +42,8 @@ class RecurrentTransformer(Transformer):
 
     @property
     def window(self) -> int:
-        """Most positions that attend to each other: two blocks."""
-        return 2 * self.recurrence.drawn[-1]
+        """Most positions that attend to each other: two blocks, in training or in evaluation."""
+        return 2 * max(self.recurrence.block, self.recurrence.drawn[-1])
 
     def draw_block(self, seed: int, step: int) -> None:
         """Fix the tokens of a block for training step `step`, a pure function of (seed, step)."""
@@ -53,8 +53,17 @@ class RecurrentTransformer(Transformer):
     def alpha(self, layer: int) -> Tensor | float:
         """Weight of the previous output in a layer, within 0 to 1."""
         if self.recurrence.mix == "learned":
-            return cast(Tensor, self.alphas[layer]).clamp(0, 1)
+            return cast(Tensor, self.alphas[layer])
         return ALPHA[self.recurrence.mix]
+
+    @torch.no_grad()
+    def hold_alphas(self) -> None:
+        """Bring learned weights back within 0 to 1, behind every update.
+
+        Clamped in the forward pass instead, one that left would have no gradient to come back by.
+        """
+        for alpha in self.alphas:
+            alpha.clamp_(0, 1)
 
     def stream(self, x: Tensor) -> Tensor:
         """The residual stream (B, T, D) behind the last layer, from embeddings x (B, T, D)."""

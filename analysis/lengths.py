@@ -26,8 +26,9 @@ _NUMBERS: dict[str, tuple[str, ...]] = {
     "us_over_dense": _RANGE,
     "flops_over_dense": (),
     "cost_over_flops": _RANGE,
+    "cost_over_causal_flops": _RANGE,
 }
-_OF_RECURRENT = ("us_over_dense", "flops_over_dense", "cost_over_flops")
+_OF_RECURRENT = ("us_over_dense", "flops_over_dense", "cost_over_flops", "cost_over_causal_flops")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class LengthTiming:
 
     network: its kind and shape, as labels of curves have it. shape: what both networks have in common, step:
     and what the steps of all lengths have. shortest: tokens of the length that over_shortest is held against.
-    us: microseconds per token. over_dense, flops_over_dense, cost: of the recurrent network only, else nan.
+    us: microseconds per token. over_dense, flops_over_dense, cost and causal_cost (with half the attention
+    squares, as causal kernels compute them): of the recurrent network only, else nan.
     """
 
     device: str
@@ -55,6 +57,7 @@ class LengthTiming:
     over_dense: Spread
     flops_over_dense: float
     cost: Spread
+    causal_cost: Spread
 
     @property
     def recurrent(self) -> bool:
@@ -96,6 +99,7 @@ def read_lengths(path: Path) -> list[LengthTiming]:
                 over_dense=values["us_over_dense"],
                 flops_over_dense=values["flops_over_dense"][0],
                 cost=values["cost_over_flops"],
+                causal_cost=values["cost_over_causal_flops"],
             )
         except KeyError as error:
             raise AnalysisError(f"{path}: no column {error}; write it with '{WRITER}'") from None

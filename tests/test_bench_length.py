@@ -101,6 +101,10 @@ def test_quotients_are_round_by_round_and_over_the_exact_flops() -> None:
     exact = float(Fraction(recurrent, dense))
     assert row["flops_over_dense"] == pytest.approx(exact, rel=1e-12)
     assert row["cost_over_flops_max"] == pytest.approx(0.5 / exact)
+    half = 64 * (24 * d * d + v * d) * 2 + 2 * d * (2 * 8**2 + 7 * 16**2)
+    causal = float(Fraction(half, 64 * (12 * d * d + v * d) * 2 + 2 * d * 64**2))
+    assert row["causal_flops_over_dense"] == pytest.approx(causal, rel=1e-12)
+    assert row["cost_over_causal_flops_max"] == pytest.approx(0.5 / causal)
     assert row["flops_per_second"] == pytest.approx(3 * recurrent / 64 / 9e-6)
     dense_row = length._row(plan, times(), "dense", 64, "forward")
     assert dense_row["us_over_dense"] is dense_row["cost_over_flops"] is dense_row["block"] is None
@@ -212,12 +216,14 @@ def test_table_and_figure_show_what_was_measured(tmp_path: Path) -> None:
     assert "256 tokens" in texts[0] and texts[1].isascii()
     rows = read_lengths(path)
     drawn = hovers(length_figure(rows))
-    # Two columns of: four lines of times, and of the recurrent network two each in the panels beneath.
-    assert len(drawn) == 2 * (4 + 2 + 2) and all(len(h.texts) == len(LONG) for _, h in drawn)
+    # Two columns of: four lines of times, and of the recurrent network two in the middle and four beneath.
+    assert len(drawn) == 2 * (4 + 2 + 4) and all(len(h.texts) == len(LONG) for _, h in drawn)
     flat = [line for line, h in drawn if "times its time per token" in h.texts[0]]
     for line in flat:
         assert 1.03 < float(np.asarray(line.get_ydata())[-1]) < 1.15
-    costs = [np.asarray(line.get_ydata()) for line, h in drawn if "FLOPs over dense" in h.texts[0]]
+    causal = [np.asarray(line.get_ydata()) for line, h in drawn if "causal FLOPs over dense" in h.texts[0]]
+    assert len(causal) == 4 and all(float(cost[-1]) < 1 for cost in causal)
+    costs = [np.asarray(line.get_ydata()) for line, h in drawn if "times FLOPs over dense" in h.texts[0]]
     assert len(costs) == 4 and all(1.15 < float(cost.min()) and float(cost.max()) < 1.35 for cost in costs)
     products = [p.name for p in measured.products(Tracked(tmp_path, None))]
     assert products == ["bench_length", "length"]

@@ -20,6 +20,7 @@ from analysis.lengths import COST, FLAT, LengthTiming, Spread, known
 MOST_COLUMNS, MOST_TICKS = 4, 4
 FORWARD = "forward"
 DASHED: Line = (0, (3, 1.5))
+DOTTED: Line = (0, (1, 1))
 BAND = "#E8E8E8"
 NAMES = (
     "Time per token (µs)",
@@ -80,6 +81,8 @@ def _column(panels: Sequence[Axes], rows: Sequence[LengthTiming], chosen: Mappin
     ):
         for line in _lines(found):
             _curve(axes, line, of, chosen[line[0].network], what)
+    for line in _lines(recurrent):
+        _causal(lower, line, chosen[line[0].network])
     lower.set_xlabel("Sequence length (tokens)")
     _scales(panels, rows)
 
@@ -129,6 +132,20 @@ def _curve(axes: Axes, line: Sequence[LengthTiming], of: Of, look: Look, what: s
         axes.fill_between(x, low, high, color=look.colour, alpha=0.12, linewidth=0, zorder=3)
 
 
+def _causal(axes: Axes, line: Sequence[LengthTiming], look: Look) -> None:
+    """Cost over FLOPs with half the attention squares, as a thin dotted line."""
+    line = [row for row in line if math.isfinite(row.causal_cost[0])]
+    if not line:
+        return
+    costs = [row.causal_cost[0] for row in line]
+    (points,) = axes.plot(
+        [row.seq_len for row in line], costs, color=look.colour, linewidth=0.7, linestyle=DOTTED,
+        marker="o", markersize=1.2, zorder=3,
+    )  # fmt: skip
+    what = "time over dense is {} times causal FLOPs over dense"
+    hover(points, [f"{_words(row)}: {what.format(measured(row.causal_cost[0]))}" for row in line])
+
+
 def _words(row: LengthTiming) -> str:
     batch = f"{row.sequences:,} sequence{'' if row.sequences == 1 else 's'} of {row.seq_len:,} tokens"
     return f"{row.network}, {row.direction}, {batch}, {row.device}, {row.setting}"
@@ -137,6 +154,8 @@ def _words(row: LengthTiming) -> str:
 def _limits(rows: Sequence[LengthTiming], of: Of, most: float) -> tuple[float, float]:
     """From below the least to above the most; a single round that was disturbed does not set the scale."""
     values = [of(row)[0] for row in rows if row.recurrent and math.isfinite(of(row)[0])] or [1.0]
+    if of is _cost:
+        values += [row.causal_cost[0] for row in rows if math.isfinite(row.causal_cost[0])]
     ends = [end for row in rows if row.recurrent for end in of(row)[1:] if math.isfinite(end)]
     low, high = min(*values, 1 - FLAT), max(*values, most)
     near = [end for end in ends if low / 1.2 < end < 1.2 * high]
@@ -174,6 +193,7 @@ def _legend(figure: Figure, chosen: Mapping[str, Look], directions: Sequence[str
     handles += [
         Line2D([], [], color=BAND, linewidth=6, label=f"within {100 * FLAT:g} %: flat"),
         Line2D([], [], color=GREY, linewidth=0.9, linestyle=DASHED, label=f"goal: at most {COST:g}"),
+        Line2D([], [], color=GREY, linewidth=0.7, linestyle=DOTTED, label="over causal FLOPs (half squares)"),
     ]
     columns = legend_columns(handles, TWO_COLUMNS, 3)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)

@@ -43,6 +43,9 @@ STEPS = 25
 """Points of the line of the law."""
 REASON = 170
 """Letters of a reason beneath the figure; the table has the whole of it."""
+FADED, DAGGER = 0.45, " †"
+"""How an estimate is drawn that rests on a law which its own runs contradict."""
+DAGGER_NOTE = "†: the runs contradict this law (the table says how): it decides neither band nor 1.0."
 BOUND_NOTE = (
     "(ours): the paper's bound as reconstructed by this project from beta alone, not its theorem. Arrow at "
     "an interval: it goes on. Dashed N*(D): beyond the sizes trained. All intervals are 95 %."
@@ -67,7 +70,8 @@ def natural_figure(found: Natural, note: str = "", called: str = "") -> Figure:
     rows = _rows(found)
     forest = ROW * sum(1 if kind else 1.2 for _, kind in rows)
     height = max(LEAST_HEIGHT, forest + FRAME)
-    feet = [*_reasons(found), BOUND_NOTE, note]
+    doubted = any(one.doubt for group in found.groups for one in group.estimates.values())
+    feet = [*_reasons(found), DAGGER_NOTE if doubted else "", BOUND_NOTE, note]
     lines = sum(-(-len(text) // footnote_letters(TWO_COLUMNS)) for text in feet if text)
     with house_style():
         figure = Figure(figsize=(TWO_COLUMNS, height + 0.125 * lines))
@@ -106,7 +110,8 @@ def _reasons(found: Natural) -> list[str]:
     """Why estimates have no row, or no interval."""
     if len(found.groups) > FEW:
         every = any(not one.known for group in found.groups for one in group.estimates.values())
-        return ["An estimate without a row is not identified; the table says why."] if every else []
+        told = "An estimate without a row is not identified, or means nothing; the table says why."
+        return [told] if every else []
     texts = []
     for group in found.groups:
         lost: dict[str, list[str]] = {}
@@ -138,7 +143,7 @@ def _forest(axes: Axes, rows: Sequence[tuple[Group, str]], chosen: dict[str, Loo
             )  # fmt: skip
             continue
         places.append(y)
-        names.append(NAMES[kind])
+        names.append(NAMES[kind] + (DAGGER if group.estimates[kind].doubt else ""))
         _estimate(axes, group, kind, y, chosen[group.label].colour, limits)
     axes.set_ylim(y + 0.7, 0.4)
     axes.set_xlim(*limits)
@@ -154,9 +159,9 @@ def _estimate(
 ) -> None:
     one = group.estimates[kind]
     if one.value is None:
+        words = "means nothing" if one.meaningless else "not identified"
         axes.annotate(
-            "not identified", (0.012, y), xycoords=("axes fraction", "data"), fontsize=6, color=GREY,
-            va="center",
+            words, (0.012, y), xycoords=("axes fraction", "data"), fontsize=6, color=GREY, va="center",
         )  # fmt: skip
         return
     low, high = (limits if one.low is None or one.high is None else (one.low, one.high)) if one.known else (
@@ -165,7 +170,8 @@ def _estimate(
     ends = [max(low, limits[0] - 1), min(high, limits[1] + 1)]
     drawn = axes.errorbar(
         [one.value], [y], xerr=[[one.value - ends[0]], [ends[1] - one.value]] if one.known else None,
-        color=colour, elinewidth=0.9, linestyle="none", zorder=5, **_marker(kind, colour),
+        color=colour, elinewidth=0.9, linestyle="none", zorder=5, alpha=FADED if one.doubt else 1,
+        **_marker(kind, colour),
     )  # fmt: skip
     drawn.lines[0].set_gid(kind)
     hover(points_of(drawn), [_estimate_words(group, one)])
@@ -184,7 +190,8 @@ def _marker(kind: str, colour: str) -> dict[str, Any]:
 
 def _estimate_words(group: Group, one: Estimate) -> str:
     value, ends = value_words(one)
-    return f"{group.label}, {KINDS[one.kind]}: gamma {value} {ends}".removesuffix(" -")
+    told = f"{group.label}, {KINDS[one.kind]}: gamma {value} {ends}".removesuffix(" -")
+    return f"{told}, {one.doubt}" if one.doubt else told
 
 
 def _limits(shown: Sequence[Estimate]) -> tuple[float, float]:
@@ -299,14 +306,15 @@ def _line(axes: Axes, group: Group, colour: str) -> list[float]:
     slope = math.log(n1 / n0) / math.log(d1 / d0)
     tokens = np.geomspace(*group.tokens, STEPS)
     sizes = n0 * (tokens / d0) ** slope
-    (line,) = axes.plot(tokens, sizes, color=colour, linestyle=DASHES, linewidth=0.9, zorder=3)
+    faded = FADED if group.estimates["law"].doubt else 1
+    (line,) = axes.plot(tokens, sizes, color=colour, linestyle=DASHES, linewidth=0.9, zorder=3, alpha=faded)
     line.set_gid("law")
     words = [
         f"{group.label}, law: N* {count(n)} at D* {count(d)}" for d, n in zip(tokens, sizes, strict=True)
     ]
     hover(line, words)
     inside = (sizes >= group.params[0]) & (sizes <= group.params[1])
-    axes.plot(tokens[inside], sizes[inside], color=colour, linewidth=1.3, zorder=3)
+    axes.plot(tokens[inside], sizes[inside], color=colour, linewidth=1.3, zorder=3, alpha=faded)
     return [float(sizes[0]), float(sizes[-1])]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from analysis.digits import estimate
 from analysis.fit import Fit, Refusal
 
 BAND = (0.44, 0.72)
@@ -20,6 +21,8 @@ KINDS = {
 }
 """The estimates in the order of reports. The first two are this project's reconstruction of the paper's bound
 from its published numbers, not its theorem."""
+EXACT = 1e-7
+"""Intervals narrower than this are rounding."""
 BOUNDS, DATA = ("agnostic", "realizable"), ("measured", "law", "isoflop")
 LIMIT, LARGEST = "limit", "largest"
 REFERENCES = {LIMIT: "N without limit", LARGEST: "the largest size"}
@@ -35,6 +38,8 @@ class Estimate:
     low, high: 95 % interval; None without one. An end may be infinite.
     method: how value and interval come about.
     reason: why there is no value, or no interval; empty where there are both.
+    doubt: what contradicts the law that it rests on, as words that follow its name; empty without.
+    meaningless: whether there is no value since it would mean nothing, not since the runs leave it open.
     """
 
     kind: str
@@ -43,11 +48,18 @@ class Estimate:
     high: float | None = None
     method: str = ""
     reason: str = ""
+    doubt: str = ""
+    meaningless: bool = False
 
     @property
     def known(self) -> bool:
         """Whether there is a value with its interval."""
         return self.value is not None and self.low is not None and self.high is not None
+
+    @property
+    def decides(self) -> bool:
+        """Whether its interval says anything of the band and of 1.0: it is known and not contradicted."""
+        return self.known and not self.doubt
 
     def interval(self) -> tuple[float, float]:
         """The interval of an estimate that has one."""
@@ -146,6 +158,7 @@ class Group:
     optimum: N*(D) of the fitted law: (tokens, params) at two points of its line.
     vertices: N*, D* of IsoFLOP parabolas, shape (k, 2) as (tokens, params).
     tokens, params: least and greatest of the runs.
+    against: what contradicts the law, a clause each; the estimates that rest on it carry a `doubt`.
     """
 
     label: str
@@ -161,6 +174,7 @@ class Group:
     optimum: tuple[tuple[float, float], ...] = ()
     vertices: tuple[tuple[float, float], ...] = ()
     notes: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
 
     @property
     def anything(self) -> bool:
@@ -197,3 +211,10 @@ def share_words(within: float) -> str:
 def ends(value: float, low: float, high: float) -> tuple[float, float, float]:
     """The three numbers as floats, an interval's ends in order."""
     return float(value), float(min(low, high)), float(max(low, high))
+
+
+def digits_of(value: float, low: float, high: float) -> tuple[str, str]:
+    """A value and its interval with the digits that the interval supports; six where it is but rounding."""
+    if high - low < EXACT * max(1.0, abs(value)):
+        return f"{value:.6g}", f"[{low:.6g}, {high:.6g}]"
+    return estimate(value, low, high)

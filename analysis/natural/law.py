@@ -134,6 +134,14 @@ def cautions(fit: Fit | Refusal) -> list[Finding]:
     return [] if isinstance(fit, Refusal) else [f for f in fit.findings if f.code in CAUTIONS]
 
 
+def lack_of_fit(fit: Fit | Refusal) -> str:
+    """A clause on replicates that reject an identified law (SL021); empty without."""
+    found = [finding.sentence for finding in cautions(fit) if finding.code == "SL021"]
+    if not found or why_not(fit):
+        return ""
+    return f"the replicates reject the law: {found[0].replace('the law misses', 'it misses')}"
+
+
 def fitted_floor(fit: Fit | Refusal) -> Floor:
     """The irreducible loss that a free fit gives."""
     reason = why_not(fit)

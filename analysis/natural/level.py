@@ -31,7 +31,7 @@ def apart(budgets: Sequence[Budget], tokens: Array) -> float:
 
 
 def refitted(fit: Fit, losses: Array) -> tuple[Array, Mask]:
-    """The law fitted to each table of losses (R, n) that its fit was made to: phi (R, p), and where it is good.
+    """The law fitted to other losses of its runs, shape (R, n): phi (R, p), and where the fit is good (R,).
 
     It starts from the optimum of the measured table, with its delta.
     """

@@ -3,7 +3,8 @@
 The tables that are simulated: the curves over sizes that were fitted (`reach.curves`) with normal noise of
 the runs' own scatter about them, whole runs moving together where several points are of one. Each goes
 through all of the method, an irreducible loss that is fitted and the refusals included. The interval is that
-of the simulated gammas, moved from what the curves without noise give to the measured gamma. Losses of a
+of the simulated gammas (bias-corrected percentiles), moved from what the curves without noise give to the
+measured gamma. Losses of a
 budget whose tokens differ are brought to one D first, in every table by its own fit of the law (`level`).
 
 @@COVER@@
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 from analysis.arrays import Array
 from analysis.fit import Fit
@@ -41,6 +43,8 @@ RESAMPLES = 1000
 LEAST_DOF = 3
 MOST_LOST = 0.2
 """Simulated tables that may give no gamma before there is no interval."""
+MOST_BIASED = 0.1
+"""Share of simulated values on one side of the truth below which more is not made of it."""
 METHOD = "noise simulated about the curves over sizes"
 
 
@@ -127,6 +131,24 @@ class Measured:
         )
         return Choice(within, reference, self._estimate(gammas, reached), reached)
 
+    def limits_below(self) -> tuple[int, int]:
+        """Budgets whose limit of N without limit lies below a known E, and those where its interval does too.
+
+        Under the law it lies above by B D^-beta. Nothing is compared with an E that is fitted.
+        """
+        if self.reason or not self.floor.exact:
+            return 0, 0
+        over = self.tables.curves.limits - self.tables.floor[:, None]
+        below = [j for j in range(len(self.budgets)) if over[0, j] < 0]
+        errors = [(j, _error(over[:, j], self.tables.widen)[0]) for j in below]
+        sure = [j for j, e in errors if e is not None and not self.no_interval and over[0, j] + e[1] < 0]
+        return len(below), len(sure)
+
+    @property
+    def by_law(self) -> bool:
+        """Whether what is measured rests on the fitted law: by its E, or by its slope in D."""
+        return not self.reason and (not self.floor.exact or (self.levelled and self.apart > level.MOST_APART))
+
     def _estimate(self, gammas: Array, reached: Sequence[Reach]) -> Estimate:
         used = sum(one.params is not None for one in reached)
         if not math.isfinite(gammas[0]):
@@ -187,7 +209,12 @@ def _too_few(reached: Sequence[Reach]) -> str:
 
 
 def _error(values: Array, widen: float) -> tuple[tuple[float, float] | None, float]:
-    """How far simulated values lie from that of the curves without noise, and the share that is none."""
+    """How far the truth may lie from a measured value, and the share of simulated tables that have none.
+
+    Quantiles of the simulated values from that of the curves without noise. Budgets that noise censors draw
+    the slope towards 0, so their levels are those of the bias-corrected percentiles (Efron 1987, section 2):
+    moved by twice the normal quantile of the share of simulated values that lie below.
+    """
     if values.size < 3 or not math.isfinite(values[1]):
         return None, 1.0
     drawn = values[2:]
@@ -195,8 +222,11 @@ def _error(values: Array, widen: float) -> tuple[tuple[float, float] | None, flo
     lost = 1 - there.size / drawn.size
     if lost > MOST_LOST:
         return None, lost
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(there - values[1], [tail, 1 - tail]) * widen
+    away = there - values[1]
+    share = (np.mean(away < 0) + np.mean(away <= 0)) / 2
+    bias = float(ndtri(np.clip(share, MOST_BIASED, 1 - MOST_BIASED)))
+    tail = float(ndtri((1 + CONFIDENCE) / 2))
+    low, high = np.quantile(away, [ndtr(2 * bias - tail), ndtr(2 * bias + tail)]) * widen
     return (float(low), float(high)), lost
 
 

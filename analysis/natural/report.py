@@ -22,9 +22,10 @@ from analysis.natural.estimate import (
     Group,
     Natural,
     Reach,
+    digits_of,
     share_words,
 )
-from analysis.natural.verdict import digits_of, overall, value_words, verdict
+from analysis.natural.verdict import overall, value_words, verdict
 from analysis.report import plain
 from analysis.tables import Table, latex_file
 
@@ -47,7 +48,8 @@ RECONSTRUCTION = (
     "of gamma, [0.44, 0.72], is printed in the abstract, its derivation was not to be had. If the excess "
     "loss falls as D^-beta and a class of dimension N needs D ~ N / excess examples (realizable) or "
     "N / excess^2 (agnostic), N ~ D^(1 - beta) or D^(1 - 2 beta); Chinchilla's beta = 0.28 gives 0.72 and "
-    "0.44. They follow from beta alone, whatever sizes the data want."
+    "0.44. They follow from beta alone, whatever sizes the data want, and mean nothing where they are not "
+    "above 0."
 )
 SAME_RATIO = (
     "Under L = E + A N^-alpha + B D^-beta the measured and the compute-optimal gamma are both beta / alpha: "
@@ -62,11 +64,12 @@ def estimate_rows(found: Natural) -> list[list[str]]:
         for kind, one in group.estimates.items():
             value, ends = value_words(one)
             band, excluded = "-", "-"
-            if one.known:
+            if one.decides:
                 band = {"inside": "yes", "outside": "no", "undecided": "open"}[one.against_band()]
                 # What follows from beta alone is below 1 whatever the data.
                 excluded = "-" if kind in BOUNDS else "no" if one.holds(CHINCHILLA) else "yes"
-            rows.append([group.label, KINDS[kind], value, ends, band, excluded, one.reason or one.method])
+            words = "; ".join(part for part in (one.reason or one.method, one.doubt) if part)
+            rows.append([group.label, KINDS[kind], value, ends, band, excluded, words])
     return rows
 
 
@@ -153,7 +156,8 @@ def method(found: Natural) -> str:
     return (
         "gamma: N ~ D^gamma. Measured: the smallest N whose excess over the irreducible loss is within "
         f"{share_words(found.within)} of {against}, by monotone interpolation of log excess over log N "
-        "between the sizes trained, never beyond them; least squares of log N on log D. Its interval: the "
+        "between the sizes trained, never beyond them; least squares of log N on log D. Losses of a budget "
+        "whose tokens differ are first brought to one D by the fitted law's slope in D. The interval: the "
         "runs' own scatter simulated about those curves, every simulated table through the whole method. "
         "Compute-optimal: a / b of N* ~ C^a and D* ~ C^b. All intervals are 95 %."
     )
@@ -265,6 +269,7 @@ def _group_dict(group: Group, found: Natural) -> dict[str, Any]:
         "choices": choices,
         "vertices": [list(one) for one in group.vertices],
         "verdict": verdict(group),
+        "against_the_law": list(group.against),
         "notes": list(group.notes),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,16 @@ from analysis.errors import AnalysisError
 from analysis.fit import Fit, Settings, distinct
 from analysis.isoflop.budgets import group_budgets
 from analysis.natural import bounds, optimum
-from analysis.natural.estimate import LIMIT, REFERENCES, Choice, Floor, Group, Natural
-from analysis.natural.law import beside_known, cautions, fitted_floor, free_law, held_law, why_not
+from analysis.natural.estimate import BOUNDS, LIMIT, REFERENCES, Estimate, Floor, Group, Natural
+from analysis.natural.law import (
+    beside_known,
+    cautions,
+    fitted_floor,
+    free_law,
+    held_law,
+    lack_of_fit,
+    why_not,
+)
 from analysis.natural.measured import RESAMPLES, Measured, sensitivity
 from analysis.natural.reach import SAME_TOKENS
 from analysis.runs.loading import run_labels
@@ -182,11 +190,13 @@ def _group(curve: Curve, options: Options) -> Group:
     by_law, line = optimum.by_law(fit, cost, (float(c.min()), float(c.max())))
     by_parabolas, vertices = optimum.by_parabolas(n, d, c, y, cost, curve.clusters is not None)
     own = fit if isinstance(fit, Fit) and not why_not(fit) else None
-    choices = measured_choices(n, d, y, floor, own, curve.clusters, options)
+    measured = Measured(n, d, y, floor, own, curve.clusters, options.resamples, options.settings.seed)
+    choices = tuple(measured.choice(*one) for one in sensitivity(options.within, SHARES))
     chosen = next(x for x in choices if (x.within, x.reference) == (options.within, options.reference))
     estimates = [
         bounds.bound(fit, "agnostic"), bounds.bound(fit, "realizable"), chosen.estimate, by_law, by_parabolas,
     ]  # fmt: skip
+    estimates, against = contradicted(estimates, lack_of_fit(fit), measured)
     return Group(
         label=curve.label,
         runs=len(table) if curve.clusters is None else len(set(curve.clusters)),
@@ -201,21 +211,40 @@ def _group(curve: Curve, options: Options) -> Group:
         optimum=line,
         vertices=vertices,
         notes=tuple(notes),
+        against=against,
     )
 
 
-def measured_choices(
-    params: Array,
-    tokens: Array,
-    loss: Array,
-    floor: Floor,
-    fit: Fit | None,
-    clusters: Sequence[str] | None,
-    options: Options,
-) -> tuple[Choice, ...]:
-    """The measured gamma under the chosen share and those of `SHARES`, against both references."""
-    found = Measured(params, tokens, loss, floor, fit, clusters, options.resamples, options.settings.seed)
-    return tuple(found.choice(*one) for one in sensitivity(options.within, SHARES))
+def contradicted(
+    estimates: Sequence[Estimate], rejected: str, measured: Measured
+) -> tuple[list[Estimate], tuple[str, ...]]:
+    """The estimates with what contradicts the law that each rests on, and a clause on each contradiction.
+
+    Args:
+        estimates: of one curve.
+        rejected: a clause on replicates that reject the law; empty without.
+        measured: its N(D), whose limits may lie below a known E.
+    """
+    below, sure = measured.limits_below()
+    doubt, against = "", [rejected] if rejected else []
+    if below:
+        told = "with their whole interval" if sure == below else f"at {sure} with their whole interval"
+        says = f", {told}, which contradicts the law" if sure else ", as noise may have it"
+        limits = "the limits that the curves over sizes tend to lie below the known E"
+        against.append(f"{limits} at {below} of {len(measured.budgets)} token budgets{says}")
+    by = [
+        words
+        for words, yes in (("the replicates reject", rejected), ("the known E contradicts", sure))
+        if yes
+    ]
+    doubt = f"by a law that {' and '.join(by)}" if by else ""
+    doubts = dict.fromkeys((*BOUNDS, "law"), doubt)
+    if sure:
+        doubts["measured"] = "against limits that the known E contradicts"
+    elif rejected and measured.by_law:
+        doubts["measured"] = f"with the help of {doubt.removeprefix('by ')}"
+    marked = [replace(one, doubt=doubts.get(one.kind, "")) if one.known else one for one in estimates]
+    return marked, tuple(against)
 
 
 def _flops(table: pd.DataFrame, params: Array, tokens: Array) -> Array:

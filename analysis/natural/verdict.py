@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
-from analysis.digits import estimate, number
-from analysis.natural.estimate import BAND, BOUNDS, CHINCHILLA, DATA, Estimate, Group
+from analysis.digits import number
+from analysis.natural.estimate import BAND, BOUNDS, CHINCHILLA, DATA, Estimate, Group, digits_of
 
 SHORT = {
     "agnostic": "1 - 2 beta",
@@ -16,8 +16,6 @@ SHORT = {
     "law": "compute-optimal by the law",
     "isoflop": "compute-optimal by parabolas",
 }
-EXACT = 1e-7
-"""Intervals narrower than this are rounding."""
 SIDES = ("inside", "outside")
 RECONSTRUCTED = "reconstruction of the paper's bound"
 
@@ -34,23 +32,18 @@ def value_words(one: Estimate) -> tuple[str, str]:
     return digits_of(one.value, one.low, one.high)
 
 
-def digits_of(value: float, low: float, high: float) -> tuple[str, str]:
-    """A value and its interval with the digits that the interval supports; six where it is but rounding."""
-    if high - low < EXACT * max(1.0, abs(value)):
-        return f"{value:.6g}", f"[{low:.6g}, {high:.6g}]"
-    return estimate(value, low, high)
-
-
 def verdict(group: Group) -> str:
     """The sentence."""
     known = [group.estimates[kind] for kind in DATA if group.estimates[kind].known]
+    deciding = [one for one in known if one.decides]
     if known:
-        told = ", ".join(f"{' '.join(value_words(one))} ({SHORT[one.kind]})" for one in known)
-        parts = [f"gamma is {told}", *_agreement(known), _band(known), _chinchilla(known)]
+        told = ", ".join(f"{' '.join(value_words(one))} ({_named(one)})" for one in known)
+        parts = [f"gamma is {told}", *_agreement(deciding), *_decided(known, deciding)]
     else:
         told = "; ".join(f"{SHORT[kind]}: {group.estimates[kind].reason}" for kind in DATA)
         parts = [f"the runs identify no gamma ({told})"]
-    parts.append(_bounds(group, known))
+    parts += group.against
+    parts.append(_bounds(group, known, deciding))
     missing = [SHORT[kind] for kind in DATA if not group.estimates[kind].known]
     if missing and known:
         parts.append(f"not identified: {_listed(missing)}")
@@ -61,15 +54,37 @@ def overall(groups: Sequence[Group]) -> str:
     """What several curves say together: a count of what the estimates of each decide."""
     found = [[group.estimates[kind] for kind in DATA if group.estimates[kind].known] for group in groups]
     known = [estimates for estimates in found if estimates]
-    inside, outside = (sum(all(one.against_band() == side for one in e) for e in known) for side in SIDES)
-    out = sum(all(not one.holds(CHINCHILLA) for one in e) for e in known)
-    within = sum(all(one.holds(CHINCHILLA) for one in e) for e in known)
+    deciding = [own for estimates in known if (own := [one for one in estimates if one.decides])]
+    inside, outside = (sum(all(one.against_band() == side for one in e) for e in deciding) for side in SIDES)
+    out = sum(all(not one.holds(CHINCHILLA) for one in e) for e in deciding)
+    within = sum(all(one.holds(CHINCHILLA) for one in e) for e in deciding)
     band = f"the published band [{BAND[0]}, {BAND[1]}]"
-    return (
-        f"Of {len(groups)} curves {len(known)} identify a gamma: all estimates of {inside} lie inside "
-        f"{band}, all of {outside} outside it, the others leave it open or are divided; all estimates of "
-        f"{out} exclude Chinchilla's 1.0, none of {within} does."
+    silent = len(known) - len(deciding)
+    doubted = (
+        f" ({silent} by a law alone that its own runs contradict, which decides nothing)" if silent else ""
     )
+    return (
+        f"Of {len(groups)} curves {len(known)} identify a gamma{doubted}: all estimates of {inside} lie "
+        f"inside {band}, all of {outside} outside it, the others leave it open or are divided; all estimates "
+        f"of {out} exclude Chinchilla's 1.0, none of {within} does."
+    )
+
+
+def _named(one: Estimate) -> str:
+    """What an estimate is, and what contradicts the law that it rests on."""
+    if not one.doubt:
+        return SHORT[one.kind]
+    return f"{'compute-optimal' if one.kind == 'law' else SHORT[one.kind]} {one.doubt}"
+
+
+def _decided(known: Sequence[Estimate], deciding: Sequence[Estimate]) -> list[str]:
+    """What the intervals say of the band and of 1.0; those of a law that is contradicted say nothing."""
+    if not deciding:
+        them = "it" if len(known) == 1 else "they"
+        return [f"{them} can decide neither the published band [{BAND[0]}, {BAND[1]}] nor Chinchilla's 1.0"]
+    silent = [SHORT[one.kind] for one in known if not one.decides]
+    told = [_band(deciding), _chinchilla(deciding)]
+    return [*told, f"{_listed(silent)} can decide neither"] if silent else told
 
 
 def _agreement(known: Sequence[Estimate]) -> list[str]:
@@ -116,22 +131,31 @@ def _chinchilla(known: Sequence[Estimate]) -> str:
     return f"Chinchilla's 1.0 is excluded by {_listed(out)}, not by {_listed(within)}"
 
 
-def _bounds(group: Group, known: Sequence[Estimate]) -> str:
+def _bounds(group: Group, known: Sequence[Estimate], deciding: Sequence[Estimate]) -> str:
     low, high = (group.estimates[kind] for kind in BOUNDS)
+    if high.meaningless:
+        return f"our {RECONSTRUCTED} is {high.reason}"
+    if low.meaningless and high.known:
+        value, ends = value_words(high)
+        return (
+            f"our {RECONSTRUCTED} gives {value} {ends} at its end 1 - beta, which says nothing of the data "
+            f"beyond beta; its end 1 - 2 beta is {low.reason}"
+        )
     if not (low.known and high.known):
         return f"beta is not identified either, so the {RECONSTRUCTED} gives nothing" if not known else (
             f"beta is not identified, so the {RECONSTRUCTED} gives nothing"
         )  # fmt: skip
     (first, of_first), (second, of_second) = value_words(low), value_words(high)
+    of_law = " of that law" if low.doubt else ""
     text = (
         f"our {RECONSTRUCTED} gives from {first} {of_first} to {second} {of_second}, which says nothing of "
-        "the data beyond beta"
+        f"the data beyond beta{of_law}"
     )
-    if not known:
+    if not deciding or of_law:
         return text
     start, end = low.interval()[0], high.interval()[1]
-    inside = all(start <= one.interval()[0] and one.interval()[1] <= end for one in known)
-    beyond = all(one.interval()[1] < start or one.interval()[0] > end for one in known)
+    inside = all(start <= one.interval()[0] and one.interval()[1] <= end for one in deciding)
+    beyond = all(one.interval()[1] < start or one.interval()[0] > end for one in deciding)
     where = "inside" if inside else "outside" if beyond else "partly within"
     return f"{text} (the estimates lie {where} it)"
 

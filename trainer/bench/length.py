@@ -52,9 +52,13 @@ class Ladder:
         """Sequences of a step."""
         return self.sequences or (self.tokens or length) // length
 
-    def flops(self, kind: str, length: int, sequences: int) -> int:
-        """FLOPs of forward and backward, `paper` convention."""
-        return flops_per_step(at_length(self.models[kind], length), sequences * length)
+    def flops(self, kind: str, length: int, sequences: int, convention: str = "paper") -> int:
+        """FLOPs of forward and backward."""
+        return flops_per_step(at_length(self.models[kind], length), sequences * length, convention)
+
+    def flops_over_dense(self, kind: str, length: int, convention: str) -> float:
+        """FLOPs of a kind over those of the dense network at a length."""
+        return self.flops(kind, length, 1, convention) / self.flops(DENSE, length, 1, convention)
 
     @property
     def step(self) -> str:
@@ -199,7 +203,10 @@ def _row(ladder: Ladder, times: Times, kind: str, length: int, direction: str) -
     over_dense = quotients("us_over_dense", mine, dense)
     flops = ladder.flops(kind, length, 1)
     # Where there is no dense network, there is nothing to hold the FLOPs against either.
-    ratio = flops / ladder.flops(DENSE, length, 1) if dense else None
+    ratios = {
+        part: ladder.flops_over_dense(kind, length, convention) if dense else None
+        for part, convention in (("flops", "paper"), ("causal_flops", "causal"))
+    }
     share = DIRECTIONS[direction] / DIRECTIONS["forward+backward"]
     return {
         **_labels(ladder, kind, length),
@@ -210,9 +217,10 @@ def _row(ladder: Ladder, times: Times, kind: str, length: int, direction: str) -
         "shortest": shortest,
         **quotients("us_over_shortest", mine, times[kind, shortest, direction]),
         **over_dense,
-        "flops_over_dense": ratio,
+        **{f"{part}_over_dense": ratio for part, ratio in ratios.items()},
         **{
-            name.replace("us_over_dense", "cost_over_flops"): value / ratio if value and ratio else None
+            name.replace("us_over_dense", f"cost_over_{part}"): value / ratio if value and ratio else None
+            for part, ratio in ratios.items()
             for name, value in over_dense.items()
         },
         "flops_per_second": MICRO * share * flops / length / timing.median,

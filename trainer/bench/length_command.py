@@ -135,7 +135,7 @@ def _line(row: dict[str, Any]) -> str:
     dense = factor(row, "us_over_dense", 3)
     return (
         f"{text} over dense {dense:22} (FLOPs x{row['flops_over_dense']:.3f}), cost over FLOPs "
-        f"{factor(row, 'cost_over_flops')}"
+        f"{factor(row, 'cost_over_flops')}, over causal ones x{row['cost_over_causal_flops']:.2f}"
     )
 
 
@@ -152,6 +152,7 @@ def _verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
         )
         costs = [row["cost_over_flops"] for row in found if row["cost_over_flops"] is not None]
         if costs:
-            text += f"; cost over FLOPs at most {max(costs):.2f} (goal {COST})"
+            halves = max(row["cost_over_causal_flops"] or 0.0 for row in found)
+            text += f"; cost over FLOPs at most {max(costs):.2f} (goal {COST}), over causal ones {halves:.2f}"
         lines.append(text)
     return lines

@@ -4,10 +4,8 @@ The tables that are simulated: the curves over sizes that were fitted (`reach.cu
 the runs' own scatter about them, whole runs moving together where several points are of one. Each goes
 through all of the method, an irreducible loss that is fitted and the refusals included. The interval is that
 of the simulated gammas (bias-corrected percentiles), moved from what the curves without noise give to the
-measured gamma. Losses of a
-budget whose tokens differ are brought to one D first, in every table by its own fit of the law (`level`).
-
-@@COVER@@
+measured gamma. Losses of a budget whose tokens differ are brought to one D first, in every table by its own
+fit of the law (`level`). On what tables the intervals were found to hold the truth: docs/natural.md.
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ def _decided(known: Sequence[Estimate], deciding: Sequence[Estimate]) -> list[st
         them = "it" if len(known) == 1 else "they"
         return [f"{them} can decide neither the published band [{BAND[0]}, {BAND[1]}] nor Chinchilla's 1.0"]
     silent = [SHORT[one.kind] for one in known if not one.decides]
-    told = [_band(deciding), _chinchilla(deciding)]
-    return [*told, f"{_listed(silent)} can decide neither"] if silent else told
+    said = [_band(deciding, bool(silent)), _chinchilla(deciding, bool(silent))]
+    return [f"{_listed(silent)} can decide nothing", *said] if silent else said
 
 
 def _agreement(known: Sequence[Estimate]) -> list[str]:
@@ -103,13 +103,15 @@ def _meet(one: Estimate, other: Estimate) -> bool:
     return a <= d and c <= b
 
 
-def _band(known: Sequence[Estimate]) -> str:
+def _band(known: Sequence[Estimate], by_name: bool) -> str:
+    """What intervals say of the band; estimates are named where others are known that decide nothing."""
     band = f"the published band [{BAND[0]}, {BAND[1]}]"
     sides: dict[str, list[str]] = {"inside": [], "outside": [], "undecided": []}
     for one in known:
         sides[one.against_band()].append(SHORT[one.kind])
     if len(known) == len(sides["undecided"]):
-        return f"whether it lies in {band} is left open"
+        what = _listed(sides["undecided"]) if by_name else "it"
+        return f"whether {what} lies in {band} is left open"
     parts = [
         f"{_listed(names)} {'lies' if len(names) == 1 else 'lie'} {side} {band}"
         for side, names in sides.items()
@@ -121,13 +123,13 @@ def _band(known: Sequence[Estimate]) -> str:
     return ", ".join(parts)
 
 
-def _chinchilla(known: Sequence[Estimate]) -> str:
+def _chinchilla(known: Sequence[Estimate], by_name: bool) -> str:
     out = [SHORT[one.kind] for one in known if not one.holds(CHINCHILLA)]
     within = [SHORT[one.kind] for one in known if one.holds(CHINCHILLA)]
     if not out:
-        return "Chinchilla's 1.0 is not excluded"
+        return f"Chinchilla's 1.0 is not excluded{f' by {_listed(within)}' if by_name else ''}"
     if not within:
-        return "Chinchilla's 1.0 is excluded"
+        return f"Chinchilla's 1.0 is excluded{f' by {_listed(out)}' if by_name else ''}"
     return f"Chinchilla's 1.0 is excluded by {_listed(out)}, not by {_listed(within)}"
 
 

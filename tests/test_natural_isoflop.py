@@ -157,9 +157,9 @@ def test_where_the_reconstruction_is_not_above_zero_it_means_nothing() -> None:
     text = verdict(half.groups[0])
     assert "its end 1 - 2 beta is not above 0 (beta = " in text and "-0." not in text
     assert "means nothing" in words(natural_figure(half))
-    whole = natural([Curve("whole", grid(0.001, beta=1.3, b=4e6))], "whole", QUICK)
+    whole = natural([Curve("whole", grid(0.001, seed=1, beta=1.3, b=4e6))], "whole", QUICK)
     assert all(whole.groups[0].estimates[kind].meaningless for kind in ("agnostic", "realizable"))
-    assert "our reconstruction of the paper's bound is not above 0 (beta = 1.3" in verdict(whole.groups[0])
+    assert "reconstruction of the paper's bound is not above 0 (beta = 1." in verdict(whole.groups[0])
     assert "| -1." not in markdown(whole) and "| -0." not in markdown(whole)
     edge = group_of(grid(0.01, seed=3, beta=0.47, b=300.0)).estimates["agnostic"]
     assert edge.known and edge.interval()[0] == 0.0 and "cut at 0" in edge.method

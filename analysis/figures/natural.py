@@ -162,6 +162,7 @@ def _estimate(
         words = "means nothing" if one.meaningless else "not identified"
         axes.annotate(
             words, (0.012, y), xycoords=("axes fraction", "data"), fontsize=6, color=GREY, va="center",
+            zorder=7, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
         )  # fmt: skip
         return
     low, high = (limits if one.low is None or one.high is None else (one.low, one.high)) if one.known else (

@@ -20,6 +20,7 @@ from sweeps.ledger import Ledger
 from sweeps.plan import PlannedRun, wall_seconds
 from sweeps.text import count, plural
 from trainer.commandline import duration
+from trainer.curriculum import shortfall
 from trainer.errors import RunDirError
 
 LINE_SECONDS = 15.0
@@ -166,7 +167,10 @@ class TerminalView:
         except RunDirError:
             return None
         loss, error = result.get("val_loss"), result.get("val_loss_se")
-        return f"loss {loss:.4f} ± {error:.4f}" if loss is not None and error is not None else None
+        if loss is None or error is None:
+            return None
+        missed = shortfall(result)
+        return f"loss {loss:.4f} ± {error:.4f}{f' ({missed})' if missed else ''}"
 
     def _overall(self) -> str:
         left = duration(self.seconds_left())

@@ -12,6 +12,7 @@ from sweeps.overview import Overview
 from sweeps.plan import Plan, PlannedRun, Totals
 from sweeps.text import count, flops, number, plural, size, table
 from trainer.commandline import duration
+from trainer.curriculum import shortfall
 
 _PLAN_HEADS = (
     "id", "size", "structure", "seed", "params", "tokens", "steps", "FLOPs", "batch", "peak LR", "time",
@@ -98,7 +99,7 @@ def status_rows(overview: Overview, plan: Plan) -> list[dict[str, Any]]:
                 "tokens_per_second": result.get("tokens_per_second", status.get("tokens_per_second")),
                 "eta_seconds": status.get("eta_seconds") if state.state == "running" else None,
                 "owner": state.owner,
-                "message": state.message,
+                "message": state.message or shortfall(result),
             }
         )
     return rows

@@ -99,7 +99,7 @@ def test_groups_and_joint_fits(
         (["--cluster", "run"], "--cluster: needs a law to fit"),
         (["--law", "chinchilla", "--filter", "params <"], "--filter"),
         (["--law", "chinchilla", "--filter", "params > 3e9"], "needs at least"),
-        (["--law", "average"], "needs params_avg of every run"),
+        (["--law", "average"], "no column params_avg"),
         (["--law", "chinchilla", "--irreducible", "1"], "fits its own constant"),
         (["--share", "E"], "needs a law to fit"),
         (["--law", "chinchilla", "--json", "out.csv"], "must be named .json"),

@@ -12,7 +12,14 @@ import pytest
 from trainer.checkpoint import list_checkpoints
 from trainer.config import RunConfig
 from trainer.corpora import fingerprint, prepare
-from trainer.curriculum import Curriculum, CurriculumConfig, StageState, parts, tokens_of_steps
+from trainer.curriculum import (
+    Curriculum,
+    CurriculumConfig,
+    StageState,
+    parts,
+    shortfall,
+    tokens_of_steps,
+)
 from trainer.errors import ConfigError
 from trainer.execution import Execution
 from trainer.flops import CONVENTIONS, flops_per_step, spent_flops, train_flops
@@ -203,6 +210,16 @@ def test_the_line_of_a_run_that_finishes_early_is_written_and_the_same_after_a_s
     assert told(tmp_path / "b") == told(tmp_path / "a")
 
 
+def test_a_run_that_does_not_come_to_the_last_length_says_so(tmp_path: Path, undisturbed: Path) -> None:
+    assert run(tmp_path / "run", **{"curriculum": {"below": 1e-9}}) == "done"
+    result = read_result(tmp_path / "run")
+    assert result is not None
+    assert shortfall(result) == "came to length 8 of 32 only"
+    result["stages"].append({**result["stages"][0], "seq_len": 32})
+    assert shortfall(result) == ""
+    assert shortfall({"val_loss": 1.0}) == ""
+
+
 def test_a_run_that_diverges_does_not_finish(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     change = {
@@ -252,6 +269,10 @@ def test_a_measurement_of_one_length_says_nothing_of_the_next() -> None:
         ({"curriculum": {"lengths": [8, 16]}}, "curriculum.lengths end with 16, not with model.seq_len = 32"),
         ({"curriculum": {"lengths": []}}, "lengths"),
         ({"curriculum": {"below": 0}}, "below"),
+        (
+            {"curriculum": {"lengths": [3, 32]}},
+            "curriculum.lengths: 3 on the corpus copy: no room for 2 tokens",
+        ),
         ({"curriculum": {"length_decay": 1.0}}, "length_decay"),
         (
             {"guide": {"mode": "fixed_steps"}, "structure": "lowrank-63"},

@@ -91,7 +91,7 @@ def test_a_task_at_other_lengths(
     assert command(monkeypatch, run_id, "--results", tmp_path) == 0
     assert "accuracy" in capsys.readouterr().out
     assert command(monkeypatch, run_id, "--results", tmp_path, "--seq-len", 7) == 2
-    assert "cannot hold 4 tokens" in capsys.readouterr().err
+    assert "no room for 4 tokens" in capsys.readouterr().err
 
 
 def test_mistakes_and_unfinished_runs(

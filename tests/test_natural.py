@@ -269,8 +269,9 @@ def test_repeated_rows_and_one_seed_are_no_obstacle() -> None:
     assert holds(single.estimates["measured"], TRUTH)
 
 
-def test_entropy_rates_that_differ_are_not_used_and_a_note_says_so() -> None:
+@pytest.mark.parametrize("wrong", [1.2, 99.0])
+def test_entropy_rates_that_differ_or_cannot_be_are_refused(wrong: float) -> None:
     table = grid(0.002)
-    table.loc[0, "entropy_rate"] = 1.2
-    group = group_of(table)
-    assert group.floor.source == "fitted" and any("entropy_rate is not one number" in n for n in group.notes)
+    table.loc[0 if wrong < 2 else slice(None), "entropy_rate"] = wrong
+    with pytest.raises(AnalysisError, match="entropy_rate is not one number below every loss"):
+        group_of(table)

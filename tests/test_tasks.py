@@ -18,7 +18,7 @@ from trainer.corpora import Corpus, DataConfig, capacity, fingerprint, open_corp
 from trainer.corpora.corpus import IGNORE
 from trainer.corpora.shapes import TRAIN, draw
 from trainer.corpora.taskspec import SHAPES, ImagesSpec
-from trainer.errors import CorpusError
+from trainer.errors import ConfigError, CorpusError
 from trainer.presets import resolve
 
 NOWHERE = Path("/nowhere")
@@ -114,10 +114,10 @@ FROZEN = ["2462e2fa24f3c584", "dcc3ec33de79e64b", "15d5ad43097bd53a"]
 @pytest.mark.parametrize("length", [0, 1, 16, 31, 2**24, -5])
 def test_lengths_without_room_are_refused_in_one_line(kind: str, length: int) -> None:
     corpus = task(kind)
-    with pytest.raises(CorpusError, match=r"cannot hold 16 tokens.*set model.seq_len to 32 plus") as caught:
+    with pytest.raises(CorpusError, match=r"no room for 16 tokens.*take 32 plus the noise") as caught:
         corpus.check_length(length)
     assert "\n" not in str(caught.value)
-    with pytest.raises(CorpusError, match="cannot hold"):
+    with pytest.raises(CorpusError, match="no room"):
         corpus.train_examples(np.arange(1), length)
     corpus.check_length(32)
 
@@ -134,10 +134,9 @@ def test_a_run_is_checked_before_its_first_step() -> None:
             "t",
         )
 
-    for length, kind, remedy in ((30, "copy", "to 32 plus"), (256, "images", "model.seq_len = 1024")):
-        run = config(length, kind)
-        with pytest.raises(CorpusError, match=remedy):
-            check_corpus(run, open_corpus(run.data, NOWHERE))
+    for length, kind, remedy in ((30, "copy", "take 32 plus"), (256, "images", "take 1024")):
+        with pytest.raises(ConfigError, match=f"model.seq_len: {length} on the corpus {kind}: .*{remedy}"):
+            config(length, kind)
     run = config(48, "selective-copy")
     assert run.model.vocab_size == 18
     batches = check_corpus(run, prepare(run.data, NOWHERE))

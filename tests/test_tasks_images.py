@@ -168,8 +168,8 @@ def test_epochs_walk_over_all_images(tmp_path: Path) -> None:
     one, two = (batches.batch(step)[0] for step in (0, 1))
     assert {a.tobytes() for a in one} == {a.tobytes() for a in two} and not np.array_equal(one, two)
     one_line(lambda: batches.check(3), "data.max_epochs = 3")
-    one_line(lambda: corpus.check_length(63), "set model.seq_len = 64")
-    one_line(lambda: corpus.train_examples(np.arange(1), 32), "set model.seq_len = 64")
+    one_line(lambda: corpus.check_length(63), "each image has 64 pixels; take 64")
+    one_line(lambda: corpus.train_examples(np.arange(1), 32), "each image has 64 pixels; take 64")
 
 
 def broken_folders(root: Path) -> list[tuple[Path, str]]:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from trainer.corpora import DataConfig
+from trainer.corpora.taskspec import TaskSpec
 from trainer.curriculum import CurriculumConfig
 from trainer.flops import check_prunable, guided_maps, matching_guided_steps
 from trainer.guidance import DEFAULT_FRACTION
@@ -221,6 +222,18 @@ class RunConfig(Frozen):
                 f"optim.batch_tokens = {self.optim.batch_tokens} is not a multiple of "
                 f"model.seq_len = {self.model.seq_len}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_task(self) -> Self:
+        corpus = self.data.corpus
+        if not isinstance(corpus, TaskSpec):
+            return self
+        lengths = [("model.seq_len", self.model.seq_len)]
+        lengths += [("curriculum.lengths", n) for n in (self.curriculum.lengths if self.curriculum else ())]
+        for name, length in lengths:
+            if problem := corpus.length_problem(length):
+                raise ValueError(f"{name}: {length} on the corpus {corpus.kind}: {problem}")
         return self
 
     @model_validator(mode="after")

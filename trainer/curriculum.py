@@ -9,7 +9,7 @@ those that it spent, a pure function of its configuration and of the steps at wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -143,6 +143,14 @@ class Curriculum:
             state.losses.append(loss)
             # A loss at another length says nothing of this one.
             state.loss = state.accuracy = None
+
+
+def shortfall(result: Mapping[str, Any]) -> str:
+    """What to say of a result whose run did not come to the last length; empty where it did."""
+    stages, full = result.get("stages"), result.get("full_length")
+    if not stages or full is None or stages[-1]["seq_len"] == full:
+        return ""
+    return f"came to length {stages[-1]['seq_len']} of {full} only"
 
 
 def stages_of(config: RunConfig, state: StageState, steps: int, seconds: float) -> list[dict[str, Any]]:

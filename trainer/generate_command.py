@@ -72,7 +72,8 @@ def generate(
 ) -> None:
     """Generate from a run's newest checkpoint; without a prompt, from the beginnings of held-out text.
 
-    A prompt and its new tokens together may be as long as the sequences that the run was trained on.
+    A prompt and its new tokens together may be as long as the sequences that the run was trained on; of any
+    length for a recurrent network without positions.
     """
     _one_of("--premerge", premerge, ("auto", "always", "never"))
     if precision is not None:

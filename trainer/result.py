@@ -70,8 +70,16 @@ def build_result(
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / max(1e-9, seconds), 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **({"stages": stages_of(config, reached.stages, steps_done, seconds)} if config.curriculum else {}),
+        **_stages(config, reached),
     }
+
+
+def _stages(config: RunConfig, reached: LoopState) -> dict[str, Any]:
+    """What only runs with a curriculum have."""
+    if config.curriculum is None:
+        return {}
+    stages = stages_of(config, reached.stages, reached.step, reached.seconds)
+    return {"stages": stages, "full_length": config.curriculum.lengths[-1]}
 
 
 def _task_scores(evaluation: Evaluation | None) -> dict[str, float]:

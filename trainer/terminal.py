@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainer.commandline import duration
+from trainer.curriculum import shortfall
 from trainer.loop import Progress as RunProgress
 from trainer.rundir import read_result
 
@@ -90,7 +91,10 @@ class Terminal:
             loss, error = result["val_loss"], result["val_loss_se"]
             if result.get("val_accuracy") is not None:
                 bytes_part += f", {result['val_accuracy']:.2%} of answers right"
-            print(f"done: held-out loss {loss:.4f} ± {error:.4f} nats per token{bytes_part}; {run_dir}")
+            what = "answer" if result.get("val_accuracy") is not None else "token"
+            print(f"done: held-out loss {loss:.4f} ± {error:.4f} nats per {what}{bytes_part}; {run_dir}")
+            if missed := shortfall(result):
+                print(f"note: the curriculum {missed}; the held-out loss is at full length")
         elif state == "diverged" and result:
             print(f"diverged at step {result['diverged_step']}: no held-out loss; {run_dir}")
         else:

@@ -138,7 +138,9 @@ def _law(args: argparse.Namespace) -> None:
     if args.irreducible is not None:
         raise AnalysisError(f"--irreducible: --law {args.law} fits its own constant; leave one of them out")
     law = law_named(args.law)
-    name, runs = load(args.table, args.results, args.maps, ("val_loss",), args.group, args.condition)
+    # FLOPs can be had from other columns.
+    needed = [column for column in law_columns(law) if column != "train_flops"]
+    name, runs = load(args.table, args.results, args.maps, needed, args.group, args.condition)
     if args.flops is not None:
         runs = use_flops(runs, args.flops)
     if "train_flops" in law_columns(law):

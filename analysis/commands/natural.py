@@ -97,7 +97,9 @@ def run(args: argparse.Namespace) -> None:
     several = len(args.tables) > 1
     names = []
     for table in args.tables:
-        name, runs = load(table, args.results, args.maps, ("val_loss",), args.group, args.condition)
+        name, runs = load(
+            table, args.results, args.maps, ("params", "tokens", "val_loss"), args.group, args.condition
+        )
         runs = with_flops(runs)
         curves += curves_of(runs, name, several, args.cluster)
         coverage.append(f"{name}: {runs.coverage()}" if several else runs.coverage())

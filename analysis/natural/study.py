@@ -260,5 +260,7 @@ def _floor(table: pd.DataFrame, irreducible: float | None) -> tuple[Floor, list[
     if known is not None:
         return Floor(known, "given" if irreducible is not None else "entropy_rate"), []
     if "entropy_rate" in table and bool(table["entropy_rate"].notna().any()):
-        return Floor(None), ["entropy_rate is not one number below every loss: not used."]
+        raise AnalysisError(
+            "entropy_rate is not one number below every loss; mend or drop the column, or give --irreducible"
+        )
     return Floor(None), []

@@ -44,6 +44,8 @@ def load(
     Raises:
         AnalysisError: nothing of this name, a study of shapes, or a table that cannot stand.
     """
+    if Path(table).suffix == ".toml":
+        raise AnalysisError(f"{table}: is a sweep file; give the sweep's name, {Path(table).stem}")
     if is_study(table, results):
         raise AnalysisError(no_sweep(table))
     name, runs = _find(table, results, maps, needed, group, condition)

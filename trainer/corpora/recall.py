@@ -32,12 +32,8 @@ def content_fingerprint(spec: CopySpec | SelectiveCopySpec) -> str:
 
 def check_length(spec: CopySpec | SelectiveCopySpec, seq_len: int) -> None:
     """Raise CorpusError where a sequence has no room for the content and as many answers."""
-    if not 2 * spec.n_tokens <= seq_len < 2**_PLACE_BITS:
-        raise CorpusError(
-            f"{spec.kind}: model.seq_len = {seq_len} cannot hold {spec.n_tokens} tokens and as many answers; "
-            f"set model.seq_len to {2 * spec.n_tokens} plus the noise tokens (at most "
-            f"{2**_PLACE_BITS - 1}) or lower data.corpus.n_tokens"
-        )
+    if problem := spec.length_problem(seq_len):
+        raise CorpusError(f"{spec.kind}: seq_len = {seq_len}: {problem}")
 
 
 def examples(

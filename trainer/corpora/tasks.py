@@ -88,12 +88,8 @@ class ImageCorpus(TaskCorpus):
 
     def check_length(self, seq_len: int) -> None:
         """Raise CorpusError for any length but that of an image."""
-        side = self._spec.side
-        if seq_len != side * side:
-            raise CorpusError(
-                f"{self.label}: model.seq_len = {seq_len}, but each image has {side * side} pixels; set "
-                f"model.seq_len = {side * side}"
-            )
+        if problem := self._spec.length_problem(seq_len):
+            raise CorpusError(f"{self.label}: seq_len = {seq_len}: {problem}")
 
 
 class ShapesCorpus(ImageCorpus):

@@ -10,6 +10,10 @@ SHAPES = ("disc", "ring", "square", "frame", "triangle", "cross", "saltire", "ba
 """Classes of the generated images."""
 
 
+LENGTHS_END = 2**24
+"""Sequences of the copy tasks are shorter."""
+
+
 class Spec(BaseModel):
     """A table of the data part of a configuration: immutable, without unknown keys."""
 
@@ -28,6 +32,15 @@ class _Memory(Spec):
     def vocab_size(self) -> int:
         """Ids are below this."""
         return self.alphabet + 2
+
+    def length_problem(self, seq_len: int) -> str:
+        """Why there are no sequences of a length, and which there are; empty where there are."""
+        if 2 * self.n_tokens <= seq_len < LENGTHS_END:
+            return ""
+        return (
+            f"no room for {self.n_tokens} tokens and as many answers; take {2 * self.n_tokens} plus the "
+            f"noise tokens (at most {LENGTHS_END - 1}) or lower data.corpus.n_tokens"
+        )
 
 
 class CopySpec(_Memory):
@@ -82,6 +95,11 @@ class ImagesSpec(Spec):
     def drawn(self) -> bool:
         """Whether the images are generated rather than read."""
         return self.source == "shapes"
+
+    def length_problem(self, seq_len: int) -> str:
+        """Why there are no sequences of a length, and which there are; empty where there are."""
+        pixels = self.side**2
+        return "" if seq_len == pixels else f"each image has {pixels} pixels; take {pixels}"
 
     @property
     def vocab_size(self) -> int:

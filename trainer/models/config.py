@@ -164,7 +164,7 @@ class ModelConfig(Frozen):
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
         if (self.kind == "recurrent") != (self.recurrence is not None):
-            raise ValueError('recurrence and kind = "recurrent" go together; give both or neither')
+            raise ValueError('recurrence needs kind = "recurrent"; set it, or drop recurrence')
         if self.kind == "recurrent" and self.positions == "rope":
             raise ValueError('positions = "rope" with kind = "recurrent"; take "none" or "learned"')
         if self.loop is None:

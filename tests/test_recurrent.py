@@ -17,7 +17,7 @@ from analysis.figures.recurrent import block_counted
 from trainer.flops import describe, flops_per_step, model_counts, recurrent_pairs
 from trainer.models.build import build_network
 from trainer.models.config import ModelConfig, longest
-from trainer.models.decode import advance, make_cache
+from trainer.models.decode import advance, cast_weights, make_cache
 from trainer.models.parametrize import initialise
 from trainer.models.premerge import PremergeMode, prepare_for_decoding
 from trainer.models.recurrent import RecurrentTransformer
@@ -273,6 +273,17 @@ def test_streaming_with_merged_weights(mode: PremergeMode) -> None:
     ready = prepare_for_decoding(net, mode, lambda shape: None)
     cache = make_cache(ready, 2, dtype=torch.float64)
     torch.testing.assert_close(advance(ready, cache, tokens, every=True), full, rtol=1e-9, atol=1e-10)
+
+
+def test_streaming_in_bf16_stays_near_the_full_forward() -> None:
+    net = network_of({"n_layers": 2, "recurrence": {"block": 8, "mix": "learned"}}, torch.float32)
+    tokens = tokens_of(2, 30)
+    with torch.no_grad():
+        full = net.logits(tokens)
+    cast_weights(net, torch.bfloat16)
+    cache = make_cache(net, 2, dtype=torch.bfloat16)
+    out = advance(net, cache, tokens, every=True).float()
+    assert float((out - full).abs().mean()) < 0.05 * float(full.abs().mean())
 
 
 @pytest.mark.parametrize("shape", VARIANTS, ids=str)

@@ -60,7 +60,7 @@ def length_figure(rows: Sequence[LengthTiming]) -> Figure:
                 linespacing=1.3,
             )  # fmt: skip
             ticks = MOST_TICKS if len(columns) > 1 else 2 * MOST_TICKS
-            _length_axis(column[-1], sorted({row.seq_len for row in mine}), ticks)
+            length_axis(column[-1], sorted({row.seq_len for row in mine}), ticks, 1.15)
         for axes, words in zip(grid[:, 0], NAMES, strict=True):
             axes.set_ylabel(words)
         _legend(figure, chosen, sorted({row.direction for row in shown}))
@@ -164,9 +164,10 @@ def _limits(rows: Sequence[LengthTiming], of: Of, most: float) -> tuple[float, f
     return max(0.0, low - margin), high + margin
 
 
-def _length_axis(axes: Axes, lengths: Sequence[int], most: int) -> None:
+def length_axis(axes: Axes, lengths: Sequence[int], most: int, margin: float) -> None:
+    """Sequence lengths on a logarithmic axis, `most` of them labelled, the longest always."""
     axes.set_xscale("log")
-    axes.set_xlim(lengths[0] / 1.15, lengths[-1] * 1.15)
+    axes.set_xlim(lengths[0] / margin, lengths[-1] * margin)
     stride = -(-len(lengths) // most)
     axes.xaxis.set_major_locator(FixedLocator(list(reversed(lengths))[::stride]))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -11,9 +11,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.figures.legends import legend_columns
+from analysis.figures.lengths import length_axis
 from analysis.figures.style import GREY, TWO_COLUMNS, Line, Look, house_style, hover, looks, title
 from analysis.stages import Published, Stage, StagedRun, clock, percent, three, unit
 
@@ -121,13 +122,8 @@ def _told(published: Sequence[Published]) -> list[str]:
 
 
 def _scales(axes: Axes, lengths: Sequence[int]) -> None:
-    axes.set_xscale("log")
+    length_axis(axes, lengths, MOST_TICKS, 1.2)
     axes.set_yscale("log")
-    axes.set_xlim(lengths[0] / 1.2, lengths[-1] * 1.2)
-    stride = -(-len(lengths) // MOST_TICKS)
-    axes.xaxis.set_major_locator(FixedLocator(list(reversed(lengths))[::stride]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -126,7 +126,8 @@ def test_a_server_that_is_killed_and_started_again(
     sweep.submit()
     wait_until(lambda: sweep.runs and sweep.steps_done() > 400, 60, sweep.logs)
     server.kill()
-    wait_until(lambda: sum((run / "result.json").is_file() for run in sweep.runs) == 1, 120, sweep.logs)
+    # Both may end between two looks.
+    wait_until(lambda: any((run / "result.json").is_file() for run in sweep.runs), 120, sweep.logs)
     server.start()
     sweep.wait_done(240)
     assert sweep.losses() == undisturbed(sweep)

@@ -7,6 +7,7 @@ from functools import partial as bind
 from typing import Any, NamedTuple
 
 from sweeps.errors import SweepError
+from sweeps.rates import KEY, check_rates, rate_of, refuse_idle
 from sweeps.resolver import Resolver
 from sweeps.rules import Rule, amounts_apart, check_key, dotted, flatten, normal_key
 from sweeps.sweepfile import Sweep
@@ -53,7 +54,7 @@ def points(sweep: Sweep) -> list[Point]:
         (Rule(f"override {n}", flatten(entry.when), sweep.source), _changes(entry.set, n, sweep.source))
         for n, entry in enumerate(sweep.override, 1)
     ]
-    everything = _points(sweep)
+    everything = _rated(sweep, _points(sweep))
     kept = [point for point in everything if not any([rule.matches(point.partial) for rule in excludes])]
     changed = []
     for point in kept:
@@ -76,6 +77,20 @@ def _points(sweep: Sweep) -> list[Point]:
     for dimension in dimensions:
         points = [_with(point, assignment) for point in points for assignment in dimension]
     return points
+
+
+def _rated(sweep: Sweep, points: list[Point]) -> list[Point]:
+    """The same with the peak learning rates of [rates], where the file has that table."""
+    if sweep.rates is None:
+        return points
+    keys = [key for table in (sweep.axes, *sweep.zip) for key in map(normal_key, flatten(table))]
+    check_rates(sweep.rates, [*keys, *sweep.searched], sweep.base, sweep.source)
+    refuse_idle(sweep.rates, [point.partial for point in points], sweep.source)
+    rated = []
+    for point in points:
+        rate = rate_of(sweep.rates, point.partial, point.label(sweep.source))
+        rated.append(Point(point.chosen, assign(point.partial, KEY, rate)))
+    return rated
 
 
 def _with(point: Point, assignment: Assignment) -> Point:

@@ -6,6 +6,7 @@ description = "..."
 [[zip]]                     keys whose lists advance together; one more axis of the product
 [[exclude]]                 grid points that match every given value are dropped
 [[override]]                when = {key = value}   set = {key = value}
+[rates]                     peak learning rates by structure and width, see sweeps.rates
 [budget]                    tokens | tokens_per_param (of, count) | train_flops; equal = tokens | flops
 [execution]                 device, threads, slots ...; not part of a run's identity
 [mlflow]                    uri, experiment
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from sweeps.clusterfile import validated
 from sweeps.errors import SweepError
+from sweeps.rates import Rates
 from trainer.execution import Execution
 from trainer.messages import nearest, validation_line
 from trainer.presets import Partial, load_toml
@@ -84,6 +86,8 @@ class Sweep(_Table):
     """Tables of dotted key = value (or list of values)."""
     override: tuple[Override, ...] = ()
     """Changes to matching points, applied in order."""
+    rates: Rates | None = None
+    """Peak learning rates by structure and width; default those of presets, base and axes."""
     budget: Partial | None = None
     """See trainer.presets.Budget; default the preset's tokens, else 20 per dense parameter."""
     execution: SweepExecution = SweepExecution()
@@ -107,6 +111,11 @@ class Sweep(_Table):
     def path(self) -> Path:
         """The file."""
         return self._path
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """Keys of which something else than the grid chooses the values; none in a sweep."""
+        return ()
 
     @property
     def argument(self) -> str:

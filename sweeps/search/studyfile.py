@@ -182,6 +182,11 @@ class Study(Sweep):
     """pareto: the second objective."""
 
     @property
+    def searched(self) -> tuple[str, ...]:
+        """The keys of the space."""
+        return tuple(self.space)
+
+    @property
     def argument(self) -> str:
         """How commands take this study: its name where it came with the program, else its path."""
         return self.name if self.path.parent == STUDIES else str(self.path)

@@ -13,7 +13,7 @@ from analysis.compare.slopes import Comparison, compare_slopes
 from analysis.errors import AnalysisError
 from analysis.fit import LEAST_SQUARES, Fit, Refusal, distinct, fit_law
 from analysis.laws import IRREDUCIBLE, POWER
-from analysis.runs.table import Runs, structures_of
+from analysis.runs.table import FLOORS, Runs, structures_of
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def analyse(runs: Runs, name: str, irreducible: float | None = None) -> Analysis
     Args:
         runs: the table.
         name: what the report calls it.
-        irreducible: a known irreducible loss in nats per token; where None, the entropy rate of the corpus is
-            used if the table holds one and the same for all runs.
+        irreducible: a known irreducible loss in nats per token; where None, that of the held-out text, else
+            the entropy rate of the corpus, is used if the table holds one and the same for all runs.
 
     Raises:
         AnalysisError: no finished run, or an impossible irreducible loss.
@@ -83,13 +83,13 @@ def _curve(law: str, flops: Array, loss: Array, structure: str) -> Fit | Refusal
 
 
 def known_floor(table: pd.DataFrame, irreducible: float | None) -> float | None:
-    """The irreducible loss that the user gives, or the entropy rate of the table's corpus, or None.
+    """The irreducible loss that the user gives, or that of the table's corpus, or None.
 
     Raises:
         AnalysisError: it is given and not below every loss.
     """
     if irreducible is None:
-        return _entropy_rate(table)
+        return next((found for name in FLOORS if (found := _floor(table, name)) is not None), None)
     lowest = float(table["val_loss"].min())
     if not 0 <= irreducible < lowest:
         raise AnalysisError(
@@ -98,11 +98,16 @@ def known_floor(table: pd.DataFrame, irreducible: float | None) -> float | None:
     return irreducible
 
 
-def _entropy_rate(table: pd.DataFrame) -> float | None:
-    """The known entropy rate where every run has the same one and lies above it."""
-    if "entropy_rate" not in table:
+def floor_column(table: pd.DataFrame) -> str | None:
+    """The column that gives the irreducible loss of all runs; None where there is none."""
+    return next((name for name in FLOORS if _floor(table, name) is not None), None)
+
+
+def _floor(table: pd.DataFrame, name: str) -> float | None:
+    """The value of a column of irreducible losses where every run has the same one and lies above it."""
+    if name not in table:
         return None
-    rates = table["entropy_rate"].to_numpy(np.float64)
+    rates = table[name].to_numpy(np.float64)
     same = bool(np.all(np.isfinite(rates)) and np.ptp(rates) == 0)
     return float(rates[0]) if same and 0 < rates[0] < table["val_loss"].min() else None
 

@@ -23,8 +23,9 @@ STATUS = {
     "preempted": "KILLED", "pruned": "KILLED", "running": "RUNNING",
 }  # fmt: skip
 FINAL = (
-    "val_loss", "val_loss_se", "val_bits_per_byte", "entropy_rate", "params", "params_non_embedding",
-    "train_flops", "flops_per_token", "seconds", "diverged_step", "val_accuracy", "val_exact_match",
+    "val_loss", "val_loss_se", "val_bits_per_byte", "val_entropy", "entropy_rate", "params",
+    "params_non_embedding", "train_flops", "flops_per_token", "seconds", "diverged_step", "val_accuracy",
+    "val_exact_match",
 )  # fmt: skip
 _NOT_METRICS = ("step", "time")
 

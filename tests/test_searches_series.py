@@ -237,3 +237,15 @@ def test_a_parabola_holds_the_neighbours_of_its_lowest_width() -> None:
     found = fitted([Sampled(**sampled([Point(w, "", loss) for w, loss in losses.items()]))], "width", True)[0]
     assert "diverge" not in found.reason and found.fit is not None
     assert math.exp(found.fit.low) == pytest.approx(32)
+
+
+def test_sizes_given_by_width_and_depth_and_what_goes_with_them_are_no_series() -> None:
+    labels = [
+        f"structure={structure} model.d_model={d} model.n_layers={n} optim.batch_tokens={b} seed={seed}"
+        for structure in ("dense", "lowrank-32")
+        for d, n, b in ((20, 2, 256), (36, 3, 384))
+        for seed in (1, 2)
+    ]
+    assert set(variants(labels, "lr").values()) == {("", "")}
+    decays = [f"{label} optim.weight_decay={w}" for label in labels for w in (0, 0.1)]
+    assert {word for word, _ in variants(decays, "lr").values()} == {"weight_decay=0", "weight_decay=0.1"}

@@ -31,6 +31,8 @@ class Evaluation:
     """Total bits over the bytes of the predicted tokens; None where tokens stand for no bytes."""
     tokens: int
     """Scored targets."""
+    entropy: float | None = None
+    """Loss of a perfect model on the same targets, nats; None where the source is not known."""
     accuracy: float | None = None
     """Share of the scored targets that are the most likely token; None for text."""
     exact_match: float | None = None
@@ -92,6 +94,7 @@ def evaluate(
         loss_se=float(means.std()) / math.sqrt(total),
         bits_per_byte=loss * counted / (float(byte_count) * math.log(2)) if byte_count > 0 else None,
         tokens=counted,
+        entropy=corpus.heldout_entropy(total, length),
         accuracy=float(right.sum()) / counted if right is not None else None,
         exact_match=float(torch.eq(right, scored or 0).sum()) / total if right is not None else None,
     )

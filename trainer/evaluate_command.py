@@ -89,6 +89,7 @@ def _facts(
         "bits_per_byte": found.bits_per_byte,
         "accuracy": found.accuracy,
         "exact_match": found.exact_match,
+        "entropy": found.entropy,
         "entropy_rate": run.corpus.entropy_rate,
         "device": device_name(device),
     }

@@ -64,6 +64,7 @@ def build_result(
         "val_loss_se": evaluation.loss_se if evaluation else None,
         "val_bits_per_byte": evaluation.bits_per_byte if evaluation else None,
         "val_tokens": evaluation.tokens if evaluation else None,
+        "val_entropy": evaluation.entropy if evaluation else None,
         **_task_scores(evaluation),
         "entropy_rate": corpus.entropy_rate,
         "diverged_step": diverged_step,

@@ -7,6 +7,7 @@ from typing import Any
 
 from analysis.digits import estimate
 from analysis.fit import Fit, Refusal
+from analysis.runs.table import FLOORS
 
 BAND = (0.44, 0.72)
 """Published range of gamma: Kausik, arXiv 2402.14746, v4 to v6 (abstract)."""
@@ -87,7 +88,7 @@ class Estimate:
 class Floor:
     """The irreducible loss of one curve, nats per token.
 
-    source: `given`, `entropy_rate` (known exactly) or `fitted`; empty where none is known.
+    source: `given`, `val_entropy`, `entropy_rate` (known exactly) or `fitted`; empty where none is known.
     low, high: 95 % interval of a fitted one.
     reason: why none is known.
     """
@@ -101,7 +102,7 @@ class Floor:
     @property
     def exact(self) -> bool:
         """Whether it is known and not fitted."""
-        return self.source in ("given", "entropy_rate")
+        return self.source in ("given", *FLOORS)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.allocation import SIX, cost_of
-from analysis.analyse import known_floor
+from analysis.analyse import floor_column, known_floor
 from analysis.arrays import Array
 from analysis.errors import AnalysisError
 from analysis.fit import Fit, Settings, distinct
@@ -29,7 +29,7 @@ from analysis.natural.law import (
 from analysis.natural.measured import RESAMPLES, Measured, sensitivity
 from analysis.natural.reach import SAME_TOKENS
 from analysis.runs.loading import run_labels
-from analysis.runs.table import ONE_CURVE, Runs, structures_of
+from analysis.runs.table import FLOORS, ONE_CURVE, Runs, structures_of
 
 WITHIN = 0.5
 """The size may add half as much again to the excess loss that the data leave.
@@ -48,7 +48,7 @@ class Curve:
     """The runs of one structure or study.
 
     label: what reports call it.
-    table: one row a point: params, tokens, val_loss; perhaps train_flops and entropy_rate.
+    table: one row a point: params, tokens, val_loss; perhaps train_flops, val_entropy and entropy_rate.
     clusters: the run of each point where several are of one, else None.
     """
 
@@ -63,7 +63,7 @@ class Options:
 
     within: share of the least excess loss by which the wanted one may exceed it.
     reference: what the least excess is, key of `REFERENCES`.
-    irreducible: known irreducible loss, nats per token; None for the column entropy_rate or a fitted one.
+    irreducible: known irreducible loss, nats per token; None for that of the table, or a fitted one.
     settings: of the law's fit.
     resamples: simulated tables of the measured estimate.
     """
@@ -258,9 +258,10 @@ def _floor(table: pd.DataFrame, irreducible: float | None) -> tuple[Floor, list[
     """The irreducible loss where it is known, and why a column of it is not used."""
     known = known_floor(table, irreducible)
     if known is not None:
-        return Floor(known, "given" if irreducible is not None else "entropy_rate"), []
-    if "entropy_rate" in table and bool(table["entropy_rate"].notna().any()):
-        raise AnalysisError(
-            "entropy_rate is not one number below every loss; mend or drop the column, or give --irreducible"
-        )
+        return Floor(known, "given" if irreducible is not None else floor_column(table) or ""), []
+    for name in FLOORS:
+        if name in table and bool(table[name].notna().any()):
+            raise AnalysisError(
+                f"{name} is not one number below every loss; mend or drop the column, or give --irreducible"
+            )
     return Floor(None), []

@@ -16,6 +16,7 @@ from analysis.products.tracked import Tracked
 from analysis.searches import report
 from analysis.searches.curves import has_rates, has_valley, rate_curves, valleys
 from analysis.searches.pareto import contests, second_name
+from analysis.searches.transfer import widths_searched
 from analysis.searches.trials import Study
 
 
@@ -94,6 +95,8 @@ def _tables(study: Study, trials: Path) -> Iterator[Product]:
             "parity", "Best learning rate by structure and size, and trials of each as a table",
             report.parity_texts,
         )  # fmt: skip
+        if widths_searched(study) > 1:
+            yield table("transfer", "Learning rates of other sizes by rule as a table", report.transfer_texts)
     if study.kind != "lr" and has_valley(study):
         yield table(
             "optimum", "Best width by structure and budget, and its growth as a table", report.optimum_texts

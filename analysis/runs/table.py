@@ -26,7 +26,11 @@ from trainer.errors import RunDirError
 from trainer.rundir import CONFIG, read_json, read_result, read_status
 
 POSITIVE = ("params", "tokens", "train_flops", "val_loss")
-OPTIONAL_NUMBERS = ("val_loss_se", "val_bits_per_byte", "entropy_rate", "seconds", "params_avg")
+OPTIONAL_NUMBERS = (
+    "val_loss_se", "val_bits_per_byte", "val_entropy", "entropy_rate", "seconds", "params_avg",
+)  # fmt: skip
+FLOORS = ("val_entropy", "entropy_rate")
+"""Columns that give a corpus's irreducible loss: of the held-out text itself, then of the endless source."""
 KNOWN = ("params", "tokens", "train_flops", "val_loss", "structure", "seed", "size", "run_id", "state")
 LEADING = ("run_id", "state", "size", "structure", "seed", "params", "tokens", "train_flops", "val_loss")
 STATES = ("done", "missing", "running", "failed", "diverged", "corrupted", "preempted", "pruned", "new")

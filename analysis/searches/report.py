@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from analysis.digits import estimate, number, quantity, with_error
+from analysis.digits import estimate, number, probability, quantity, with_error
 from analysis.isoflop.widths import Valley
 from analysis.searches.curves import valleys
 from analysis.searches.optimum import contrasts, growth
@@ -16,6 +16,7 @@ from analysis.searches.pareto import contests, second_name
 from analysis.searches.parity import Tuned, parity, searched_batch, verdict
 from analysis.searches.series import PARAMS, chosen
 from analysis.searches.shapes import Best, Tried, best_shapes
+from analysis.searches.transfer import Transfer, transfer
 from analysis.searches.trials import Cell, Study, words
 from analysis.tables import Table, latex_file
 
@@ -34,6 +35,7 @@ PARITY_HEADER = (
     "size", "structure", "trials", "runs", "without a loss", "rates tried", "best rate", "loss",
     "fitted optimum", "95 % interval", "remark",
 )  # fmt: skip
+TRANSFER_HEADER = ("structure", "rate", "95 % interval", "best rate tried", "in a sweep file")
 WIDTH_HEADER = ("structure", "budget", "best tried", "loss", "fitted optimum", "95 % interval", "remark")
 GROWTH_HEADER = ("structure", "budgets", "exponent", "95 % interval", "remark")
 PARETO_HEADER = ("size", "budget", "structure", "shape", "loss", "second", "not dominated by")
@@ -176,6 +178,56 @@ def _parity_row(one: Tuned) -> list[str]:
         with_error(best.loss, best.se, 5) if best else "-", *ends,
         "; ".join(filter(None, [one.reason, others])),
     ]  # fmt: skip
+
+
+def transfer_texts(study: Study) -> Texts:
+    """NAME_transfer: the rule by which learning rates go to other sizes, and as a table of a sweep file."""
+    rule = transfer(study)
+    rows, plain = [], []
+    for one in rule.rates:
+        tried = ", ".join(f"{rate:g} at {width}" for width, rate in sorted(one.tried.items()))
+        ends = estimate(one.rate, one.low, one.high)
+        rows.append([one.structure, *ends, tried, f"{one.rate:.3g}"])
+        plain.append(
+            [one.structure, str(rule.width), *map(_cell, [one.rate, one.low, one.high, rule.exponent])]
+        )
+    caption = f"{study.name}: best peak learning rate at d_model {rule.width}, by one rule for all sizes."
+    notes = [f"Data: {study.coverage()}.", *_rule_notes(rule)]
+    header = ("structure", "of_width", "peak_lr", "low", "high", "exponent")
+    texts = _texts(
+        study, "transfer", "learning rates of other sizes", [Table(TRANSFER_HEADER, rows, caption)], notes,
+        header, plain,
+    )  # fmt: skip
+    file = f"{study.name}_transfer.md"
+    return {**texts, file: texts[file] + (f"\nIn a sweep file:\n\n{_rates_table(rule)}" if rows else "")}
+
+
+def _rates_table(rule: Transfer) -> str:
+    """The rule as the table [rates] of a sweep file, in a Markdown block."""
+    rates = [f"{one.structure} = {one.rate:.3g}" for one in rule.rates]
+    head = ["[rates]", f"of_width = {rule.width}", f"exponent = {rule.exponent:.3f}", "[rates.peak_lr]"]
+    return "\n".join(["```toml", *head, *rates, "```"]) + "\n"
+
+
+def _rule_notes(rule: Transfer) -> list[str]:
+    """What the rule is, how far it can be trusted, and how a sweep file says it."""
+    if rule.reason:
+        return [f"No rule: {rule.reason}."]
+    exponent = with_error(rule.exponent, rule.exponent_se)
+    own = (
+        "There are too few losses to ask whether optima of their own fit better."
+        if math.isnan(rule.p_own)
+        else f"Optima of their own for each structure and size fit no better: p {probability(rule.p_own)}."
+        if rule.p_own > 0.05
+        else f"Optima of their own for each structure and size fit better (p {probability(rule.p_own)}): the "
+        "rule is a compromise."
+    )
+    return [
+        f"peak_lr = rate x (d_model / {rule.width})^b, b = {exponent}, the same for all structures. Least "
+        "squares of log loss on all rates within reach of each curve's lowest (5 %, five rates at least): a "
+        "parabola in log rate with one curvature, a level for each curve, a rate for each structure.",
+        f"{own} About the fit the losses scatter by {number(rule.sd)} ({rule.dof} degrees of freedom).",
+    ]
 
 
 def optimum_texts(study: Study) -> Texts:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 SEED, BUDGET = "seed", "budget."
 STRUCTURES = ("structure", "model.structure")
-SIZES = ("preset", "size")
+SIZES = ("preset", "size", "model.d_model", "model.n_layers")
 PARAMS = "params"
 
 
@@ -47,7 +47,7 @@ def variants(labels: Sequence[str], kind: str) -> dict[str, tuple[str, str]]:
     parts = {label: chosen(label) for label in labels}
     keys = list(dict.fromkeys(key for one in parts.values() for key in one))
     varied = [key for key in keys if len({one.get(key) for one in parts.values()}) > 1]
-    apart = {*STRUCTURES, PARAMS, SEED, *(SIZES if kind == "lr" else ())}
+    apart = {*STRUCTURES, PARAMS, SEED, *(_of_size(varied, parts.values()) if kind == "lr" else ())}
     budgets = [key for key in varied if key.startswith(BUDGET)]
     series = [key for key in varied if key not in apart and (key not in budgets or kind == "width-params")]
     place = budgets if kind == "lr" else []
@@ -59,6 +59,19 @@ def variants(labels: Sequence[str], kind: str) -> dict[str, tuple[str, str]]:
         )
 
     return {label: (words(one, series), words(one, place)) for label, one in parts.items()}
+
+
+def _of_size(varied: Sequence[str], parts: Iterable[Mapping[str, str]]) -> list[str]:
+    """The keys that say a cell's size, and those that go with it: one value at each size, as of a zip."""
+    sizes = [key for key in varied if key in SIZES]
+    if not sizes:
+        return []
+    values: dict[str, dict[tuple[str | None, ...], set[str | None]]] = {key: {} for key in varied}
+    for one in parts:
+        size = tuple(one.get(key) for key in sizes)
+        for key in varied:
+            values[key].setdefault(size, set()).add(one.get(key))
+    return [key for key in varied if all(len(there) == 1 for there in values[key].values())]
 
 
 def _short(key: str) -> str:

@@ -1,4 +1,4 @@
-"""How peak learning rates go from the searched sizes to others: one exponent of the width, a rate a structure.
+"""How peak learning rates go from the searched sizes to others: one exponent of the width, a rate each.
 
 log L = a[s, d] + k x^2 + g[s] x + h x log d, x the log rate; so the best rate of structure s at width d is
 exp(-g[s] / 2k) d^(-h / 2k). One curvature k and one exponent for all structures and sizes are assumed, which
@@ -43,9 +43,9 @@ class Transfer:
     """The rule of a study: peak_lr = rate[structure] * (d_model / width)^exponent.
 
     width: geometric middle of the searched widths, rounded; there the rates are best known. exponent: with
-    its standard error `exponent_se`. p_own: of the F test that optima of their own for each structure and size
-    fit no better; NaN without degrees of freedom. sd: about the fit, of log loss. dof: its degrees of freedom.
-    reason: why there is no rule; empty where there is one.
+    its standard error `exponent_se`. p_own: of the F test that optima of their own for each structure and
+    size fit no better; NaN without degrees of freedom. sd: about the fit, of log loss. dof: its degrees of
+    freedom. reason: why there is no rule; empty where there is one.
     """
 
     rates: tuple[Rate, ...] = ()
@@ -59,7 +59,7 @@ class Transfer:
 
     def at(self, rate: float, width: float) -> float:
         """A structure's rate at another width."""
-        return rate * (width / self.width) ** self.exponent
+        return float(rate * (width / self.width) ** self.exponent)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class _Curve:
     x: Array
     y: Array
     best: float
+
+
+def widths_searched(study: Study) -> int:
+    """At how many widths learning rates were searched."""
+    return len({trial.numbers["d_model"] for trial in study.trials if trial.numbers["d_model"] > 0})
 
 
 def transfer(study: Study) -> Transfer:

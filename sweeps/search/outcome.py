@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sweeps.rules import lookup
 from sweeps.search.searched import Searched, Trial
 from sweeps.search.studyfile import Second, Study
 from sweeps.search.triallog import folder_of
 from trainer.config import RunConfig
 from trainer.flops import model_counts, train_flops
+from trainer.presets import size_label
 from trainer.rundir import io_errors, write_atomic
 
 TRIALS, IMPORTANCE, BEST = "trials.csv", "importance.csv", "best.json"
@@ -94,7 +94,7 @@ def _row(searched: Searched, trial: Trial) -> dict[str, Any]:
         "kind": cell.study.kind,
         "cell": called(searched),
         "structure": cell.structure,
-        "size": lookup_size(searched),
+        "size": _size(searched, config),
         "budget_flops": "" if cell.budget is None else f"{cell.budget:.12g}",
         "trial": asked.number,
         "state": trial.outcome.state,
@@ -119,11 +119,10 @@ def called(searched: Searched) -> str:
     return searched.cell.label or "all"
 
 
-def lookup_size(searched: Searched) -> str:
-    """The preset of a cell whose runs have its size, as in a search of learning rates; else empty."""
+def _size(searched: Searched, config: RunConfig) -> str:
+    """The size of a cell all of whose runs have it, as in a search of learning rates; else empty."""
     moves = {"d_model", "n_layers", "tokens_per_param"} & {d.name for d in searched.cell.dimensions}
-    name = lookup(searched.cell.partial, "preset")
-    return name if isinstance(name, str) and not moves else ""
+    return "" if moves else size_label(config.model)
 
 
 def _realised(config: RunConfig) -> dict[str, Any]:

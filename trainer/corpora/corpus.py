@@ -76,6 +76,10 @@ class Corpus(ABC):
     def heldout_sequences(self, start: int, stop: int, seq_len: int) -> NDArray[np.int64]:
         """Windows `start` to `stop` of the fixed held-out order, int64 (stop - start, seq_len + 1)."""
 
+    def heldout_entropy(self, n: int, seq_len: int) -> float | None:
+        """Loss of a perfect model on the first n held-out sequences, nats per target; None if not known."""
+        return self.entropy_rate
+
     def train_examples(self, indices: NDArray[np.int64], seq_len: int) -> Examples:
         """Inputs and targets of the training sequences `indices`, each int64 (n, seq_len)."""
         return _shifted(self.train_sequences(indices, seq_len))
@@ -135,6 +139,10 @@ class SyntheticCorpus(Corpus):
 
         indices = np.arange(start, stop, dtype=np.int64)
         return synthetic.source(self._spec).sequences(synthetic.HELDOUT, indices, seq_len + 1)
+
+    def heldout_entropy(self, n: int, seq_len: int) -> float:
+        """See Corpus.heldout_entropy: the sample's own, not the source's."""
+        return synthetic.heldout_entropy(self._spec, n, seq_len)
 
     def verify(self) -> None:
         """A source that is computed cannot be damaged."""

@@ -162,6 +162,10 @@ def read_session(path: Path) -> Session:
         raise SweepError(f"{path}: not a session of this version ({error}); start the sweep again") from None
 
 
+OURS = (("sweeps", "configs"), ("sweeps", "configs", "search"))
+"""The last folders of the files that come with the program."""
+
+
 def write_record(
     results: Path,
     sweep: str,
@@ -191,11 +195,17 @@ def write_record(
 def refuse_other_file(results: Path, sweep: str, file: Path) -> None:
     """SweepError where another file of the same name is recorded there."""
     other = (read_record(results, sweep) or {}).get("file", "")
-    if other and Path(other).is_file() and not os.path.samefile(other, file):
+    if other and Path(other).is_file() and not os.path.samefile(other, file) and not _both_ours(file, other):
         raise SweepError(
             f"{file}: the name '{sweep}' is taken in {results} by {other}; rename this file, or choose "
             f"another folder with --results"
         )
+
+
+def _both_ours(file: Path, other: str) -> bool:
+    """Whether both are one sweep of the program, in two checkouts: `.../sweeps/configs/lowrank.toml`."""
+    here, there = (Path(os.path.abspath(path)).parts for path in (file, other))
+    return any(here[-n:] == there[-n:] and here[-n:-1] in OURS for n in (3, 4))
 
 
 def read_record(results: Path, sweep: str) -> dict[str, Any] | None:

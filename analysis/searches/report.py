@@ -174,7 +174,7 @@ def _parity_row(one: Tuned) -> list[str]:
     ends = estimate(curve.optimum, curve.low, curve.high) if curve is not None and known else ("-", "-")
     return [
         one.cell.size, one.cell.structure, str(one.trials), str(one.runs), lost,
-        f"{one.low:.2g} to {one.high:.2g}", number(settings.get("peak_lr", math.nan), None, 3),
+        f"{one.low:.3g} to {one.high:.3g}", number(settings.get("peak_lr", math.nan), None, 3),
         with_error(best.loss, best.se, 5) if best else "-", *ends,
         "; ".join(filter(None, [one.reason, others])),
     ]  # fmt: skip

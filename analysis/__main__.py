@@ -12,6 +12,7 @@ from analysis.commands import (
     coverage,
     design,
     diagnose,
+    document,
     dynamics,
     export,
     figures,
@@ -26,8 +27,8 @@ from analysis.errors import AnalysisError
 from trainer.errors import TrainerError
 
 COMMANDS = (
-    fit, compare, diagnose, isoflop, natural, design, gaps, dynamics, export, figures, report, reproduce,
-    coverage, bench,
+    fit, compare, diagnose, isoflop, natural, design, gaps, dynamics, export, figures, document, report,
+    reproduce, coverage, bench,
 )  # fmt: skip
 """Modules, each with `add(commands)`; the help lists them in this order."""
 

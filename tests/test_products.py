@@ -287,3 +287,6 @@ def test_export_keeps_runs_that_are_no_data_points_and_figures_still_come_out(tm
     assert "lowrank_scaling.svg" in names
     ids = next(iter(read_manifest(tmp_path)["tables"].values()))["run_ids"]
     assert len(ids["done"]) == 12 and ids["failed"] == ["failed00"]
+    hashes = next(iter(read_manifest(tmp_path)["tables"].values()))["result_sha256"]
+    written = {run: json.loads((tmp_path / "runs" / run / "result.json").read_text()) for run in ids["done"]}
+    assert hashes == {run: content["sha256"] for run, content in written.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import fnmatch
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,10 @@ def add(commands: Commands) -> None:
         "--force", action="store_true", help="replace a table even by one with fewer finished runs"
     )
     parser.add_argument(
-        "--only", action="append", metavar="FIGURE", help="only this one of the tracked figures; may repeat"
+        "--only",
+        action="append",
+        metavar="FIGURE",
+        help="only this one of the tracked figures, or all that match, as 'lowrank_*'; may repeat",
     )
     parser.add_argument("--list", action="store_true", help="name all figures and their tables; draw nothing")
     parser.add_argument(
@@ -121,13 +125,17 @@ def _products(
     if only is None:
         return products, tracked
     names = [product.name for product in products]
+    wanted: set[str] = set()
     for name in only:
-        if name not in names:
+        # A name that is there is meant itself, whatever signs it has.
+        found = {name} & set(names) or set(fnmatch.filter(names, name))
+        wanted |= found
+        if not found:
             _complain(tracked.problems, leave=False)
             close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
             hint = f"; did you mean '{close[0]}'?" if close else ""
             raise AnalysisError(f"--only {name}: there is no such figure{hint} (all: figures --list)")
-    return [product for product in products if product.name in only], tracked
+    return [product for product in products if product.name in wanted], tracked
 
 
 def _list(products: list[Product], results: Path) -> None:
@@ -144,7 +152,9 @@ def _check(results: Path, published: Path | None, only: list[str] | None) -> Non
     products, tracked = _products(results, published)
     # In a results folder of its own the published figures of the source tree are no duty.
     here = [one.name for one in products if all(path.is_relative_to(results) for path in one.inputs)]
-    stale = [one for one in check(results, here) if only is None or one.name in only]
+    stale = check(results, here)
+    if only is not None:
+        stale = [one for one in stale if any(fnmatch.fnmatch(one.name, name) for name in only)]
     for one in stale:
         print(f"{one.name}: {'; '.join(one.reasons)}")
     _complain(tracked.problems)

@@ -12,10 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from analysis.errors import AnalysisError
 from analysis.figures.style import style_sha256
 from analysis.output import write_if_changed
 from analysis.products.tracked import SOURCE_TREE, Tracked
+from analysis.runs.table import RESULT_HASH
 from trainer.provenance import code_version
 
 FILE = "manifest.json"
@@ -159,11 +162,23 @@ def _run_ids(root: Path, tracked: Tracked) -> dict[str, Entry]:
             ids = {"done": [str(run_id) for run_id in runs.table["run_id"]]}
             ids |= {state: list(lost) for state, lost in runs.absent() if lost}
             path = tracked.path(name)
-            found[sha256(path)] = {"file": key(path, root), "run_ids": ids}
+            found[sha256(path)] = {"file": key(path, root), "run_ids": ids, **_results(runs.table)}
     for name in tracked.studies:
         path = tracked.trials(name)
-        found[sha256(path)] = {"file": key(path, root), "run_ids": tracked.study(name).run_ids()}
+        study = tracked.study(name)
+        hashes = {trial.run_id: trial.result_sha256 for trial in study.trials if trial.result_sha256}
+        entry = {"file": key(path, root), "run_ids": study.run_ids()}
+        found[sha256(path)] = entry | ({"result_sha256": hashes} if hashes else {})
     return found
+
+
+def _results(table: pd.DataFrame) -> Entry:
+    """By run id the checksum of the result.json that a row was read from, where the table has them."""
+    if RESULT_HASH not in table:
+        return {}
+    rows = zip(table["run_id"], table[RESULT_HASH], strict=True)
+    known = {str(run_id): str(digest) for run_id, digest in rows if digest and str(digest) != "nan"}
+    return {"result_sha256": known} if known else {}
 
 
 def _find(name: str, root: Path) -> Path | None:

@@ -35,6 +35,8 @@ KNOWN = ("params", "tokens", "train_flops", "val_loss", "structure", "seed", "si
 LEADING = ("run_id", "state", "size", "structure", "seed", "params", "tokens", "train_flops", "val_loss")
 STATES = ("done", "missing", "running", "failed", "diverged", "corrupted", "preempted", "pruned", "new")
 HEADS = ("n_heads", "n_kv_heads")
+RESULT_HASH = "result_sha256"
+"""Column with the checksum that a run's result.json carries."""
 LEFT_OUT = ("schema", "sha256", "finished", "flops")
 
 Cells = dict[str, str]
@@ -155,7 +157,7 @@ def _run_cells(folder: Path, run_id: str) -> tuple[Cells, Mapping[str, Any]]:
     flops = result.get("flops")
     by_convention = {f"flops_{name}": value for name, value in flops.items()} if flops else {}
     kept = {key: value for key, value in result.items() if key not in LEFT_OUT}
-    cells = {**kept, **by_convention, "run_id": run_id}
+    cells = {**kept, **by_convention, "run_id": run_id, RESULT_HASH: result.get("sha256")}
     if state == "diverged" and "tokens" in config:
         cells["tokens"] = config["tokens"]
     model = config.get("model") or {}

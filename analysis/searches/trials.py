@@ -51,7 +51,7 @@ class Trial:
     number: within the cell, from 0. repeat: its shape had been proposed before. from_ledger: the run had been
     trained before, and cost nothing. searched: value of each dimension that the cell searches. numbers: of
     `NUMBERS`, NaN where empty; FLOPs are planned for the whole run, val_loss is in nats per token. structure
-    and size: those of the cell.
+    and size: those of the cell. result_sha256: checksum of the run's result.json, empty where not known.
     """
 
     cell: str
@@ -67,6 +67,7 @@ class Trial:
     second_name: str
     searched: Values
     numbers: Mapping[str, float]
+    result_sha256: str = ""
 
     @property
     def loss(self) -> float:
@@ -298,6 +299,7 @@ def _trial(row: Mapping[str, str], place: str) -> Trial:
         state=row["state"], repeat=row["repeat"] == "1", from_ledger=row.get("from_ledger") == "1",
         run_id=row["run_id"], sampler=row.get("sampler", ""), seed=row.get("seed", ""),
         second_name=row.get("second_name", ""), searched=searched, numbers=numbers,
+        result_sha256=row.get("result_sha256", ""),
     )  # fmt: skip
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.arrays import Array
+from analysis.compare.multipliers import Curves
 from analysis.compare.slopes import Comparison, compare_slopes
+from analysis.compare.surfaces import Surfaces
 from analysis.errors import AnalysisError
 from analysis.fit import LEAST_SQUARES, Fit, Refusal, distinct, fit_law
 from analysis.laws import IRREDUCIBLE, POWER
@@ -51,6 +53,28 @@ def points(table: pd.DataFrame, structure: str) -> tuple[Array, Array]:
     return rows["train_flops"].to_numpy(np.float64), rows["val_loss"].to_numpy(np.float64)
 
 
+def compared(runs: Runs) -> tuple[Curves, Surfaces | None, Curves | None]:
+    """What `compare_report` holds against each other: losses over FLOPs, over N and D, over wall seconds.
+
+    The last two are None where the table does not give them for every run.
+    """
+    table = runs.table
+    curves = {structure: points(table, structure) for structure in structures_of(table)}
+    rows = {structure: (table["structure"] == structure).to_numpy(bool) for structure in curves}
+
+    def column(name: str) -> Array:
+        return table[name].to_numpy(np.float64)
+
+    surfaces = seconds = None
+    timed = over_seconds(runs)
+    if not bool(table[["params", "tokens"]].isna().any(axis=None)):
+        n, d = column("params"), column("tokens")
+        surfaces = {s: (n[mine], d[mine], curves[s][1]) for s, mine in rows.items()}
+    if timed is not None:
+        seconds = {s: points(timed.table, s) for s in curves}
+    return curves, surfaces, seconds
+
+
 def analyse(runs: Runs, name: str, irreducible: float | None = None) -> Analysis:
     """Fit both laws to every structure and compare the exponents.
 
@@ -80,6 +104,19 @@ def analyse(runs: Runs, name: str, irreducible: float | None = None) -> Analysis
 
 def _curve(law: str, flops: Array, loss: Array, structure: str) -> Fit | Refusal:
     return fit_law(law, {"train_flops": flops}, loss, structure, settings=LEAST_SQUARES)
+
+
+def over_seconds(runs: Runs) -> Runs | None:
+    """The runs with wall seconds of training in place of FLOPs; None where not every run has them.
+
+    Nor where they trained on several kinds of device: their seconds are no common measure.
+    """
+    table = runs.table
+    if "seconds" not in table or not bool((table["seconds"].to_numpy(np.float64) > 0).all()):
+        return None
+    if "device" in table and table["device"].nunique() > 1:
+        return None
+    return replace(runs, table=table.assign(train_flops=table["seconds"].to_numpy(np.float64)))
 
 
 def known_floor(table: pd.DataFrame, irreducible: float | None) -> float | None:

@@ -53,14 +53,12 @@ def _permutations(word: str) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Compare, and print the report."""
-    import numpy as np
-
-    from analysis.analyse import design_words, known_floor, points
+    from analysis.analyse import compared, design_words, known_floor
     from analysis.compare.report import PARTS, compare_report, latex, markdown, to_json
     from analysis.errors import AnalysisError
     from analysis.progress import Progress
     from analysis.runs.loading import last_points, load, with_flops
-    from analysis.runs.table import structures_of, use_flops
+    from analysis.runs.table import use_flops
 
     name, runs = load(args.table, args.results, args.maps, ("val_loss",), args.group, args.condition)
     runs = last_points(with_flops(runs), args.cluster)
@@ -70,18 +68,12 @@ def run(args: argparse.Namespace) -> None:
         raise AnalysisError(
             f"{name}: not every run has training FLOPs; give train_flops, or params and tokens, or use --map"
         )
-    groups = {structure: points(runs.table, structure) for structure in structures_of(runs.table)}
-    surfaces = None
-    if not bool(runs.table[["params", "tokens"]].isna().any(axis=None)):
-        n, d = (runs.table[name].to_numpy(np.float64) for name in ("params", "tokens"))
-        labels = runs.table["structure"].to_numpy(str)
-        surfaces = {s: (n[labels == s], d[labels == s], loss) for s, (_, loss) in groups.items()}
+    inputs = compared(runs)
     with Progress("structures compared", PARTS) as progress:
         report = compare_report(
             runs,
             name,
-            groups,
-            surfaces,
+            *inputs,
             design_words(runs.table),
             args.baseline,
             known_floor(runs.table, args.irreducible),

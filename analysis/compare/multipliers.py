@@ -17,7 +17,7 @@ from analysis.uncertainty import Spread, spread_of
 POINTS = 5
 
 Curves = Mapping[str, tuple[Array, Array]]
-"""Structure -> (training FLOPs or tokens, losses)."""
+"""Structure -> (training FLOPs, tokens or seconds, losses)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Multiplier:
 class Multipliers:
     """Multipliers over the losses that both curves reach, and gaps over the budgets that both have.
 
-    variable: `train_flops` or `tokens`.
+    variable: `train_flops`, `tokens` or `seconds`.
     law: formula that the curves follow, with one E where it has one.
     note: why there are none, or None.
     """
@@ -74,7 +74,7 @@ def law_in(law: SumLaw, variable: str) -> SumLaw:
         Term(term.coefficient, dict.fromkeys([variable], *term.powers.values()) if term.powers else {})
         for term in law.terms
     )
-    letter = {"tokens": "D", "params": "N"}.get(variable, "C")
+    letter = {"tokens": "D", "params": "N", "seconds": "t"}.get(variable, "C")
     return replace(law, terms=terms, formula=law.formula.replace("C^", f"{letter}^"))
 
 
@@ -87,7 +87,7 @@ def multipliers(curves: Curves, law: SumLaw, variable: str, baseline: str) -> Mu
     Args:
         curves: structure -> (values of `variable`, losses).
         law: in training FLOPs, with or without E.
-        variable: `train_flops` or `tokens`.
+        variable: `train_flops`, `tokens` or `seconds`.
         baseline: one of the structures.
     """
     form = law_in(law, variable)

@@ -45,6 +45,9 @@ TESTED = (
 )
 RATIO_HEADER = ("structure", "against", "loss (nats/token)", "multiplier", "95 % interval")
 EFFECTIVE_HEADER = ("structure", "against", "of", "multiplier", "95 % interval")
+UNITS = {"train_flops": "FLOPs", "tokens": "tokens", "seconds": "wall seconds"}
+RESOURCES = {"train_flops": "compute", "tokens": "token", "seconds": "time"}
+"""What a multiplier is of, by the column that it is over."""
 GAP_HEADER = ("structure", "against", "at", "loss difference", "95 % interval")
 
 
@@ -67,6 +70,7 @@ def compare_report(
     name: str,
     groups: Groups,
     surfaces: Surfaces | None,
+    seconds: Groups | None,
     design: str,
     baseline: str | None,
     irreducible: float | None,
@@ -80,6 +84,7 @@ def compare_report(
         name: what the report calls it.
         groups: structure -> (training FLOPs, losses).
         surfaces: structure -> (params, tokens, losses), or None where the table has them not for every run.
+        seconds: structure -> (wall seconds of training, losses), or None likewise.
         design: in words, such as `4 sizes x 1 seed`.
         baseline: structure to hold the others against; the first without.
         irreducible: a known E in nats per token, or None.
@@ -109,6 +114,9 @@ def compare_report(
         steps.append((small, large, done.get(name_of_test) or _step(null, full, permutations)))
         watch(1 + len(steps))
     savings = [multipliers(enough, law, "train_flops", reference) for law in (POWER, IRREDUCIBLE)]
+    if seconds is not None:
+        timed = {structure: seconds[structure] for structure in enough}
+        savings += [multipliers(timed, law, "seconds", reference) for law in (POWER, IRREDUCIBLE)]
     planes = None
     if surfaces is not None:
         known = {structure: surfaces[structure] for structure in enough}
@@ -219,7 +227,7 @@ def step_table(report: Report) -> Table:
 
 def savings_tables(report: Report, found: Multipliers) -> list[Table]:
     """Multipliers and gaps in one variable under one law, those that there are."""
-    unit = "FLOPs" if found.variable == "train_flops" else "tokens"
+    unit = UNITS[found.variable]
     tables = []
     if found.ratios:
         note = (
@@ -236,7 +244,7 @@ def savings_tables(report: Report, found: Multipliers) -> list[Table]:
 
 
 def _multiplied(found: Multipliers) -> str:
-    return f"{'compute' if found.variable == 'train_flops' else 'token'} multipliers under {found.law}"
+    return f"{RESOURCES[found.variable]} multipliers under {found.law}"
 
 
 def _note(found: Multipliers) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from analysis.fit import Fit
 LEGEND_ROOM = 0.14
 # More structures than this leave no free corner for the legend: it goes under the panel.
 INSIDE = 4
+FLOPS, SECONDS = ("Training FLOPs", "C"), ("Wall seconds of training", "t")
+"""What a panel is over: the label of its axis, and the letter in its law."""
 
 
 def scaling_figure(ours: Analysis, published: Analysis | None = None, source: str = "") -> Figure:
@@ -43,30 +46,53 @@ def scaling_figure(ours: Analysis, published: Analysis | None = None, source: st
         source: where the published numbers are from, written under their panel.
     """
     panels = [ours] if published is None else [ours, published]
-    windows = [_window(panel) for panel in panels]
-    height = max(limits.height for limits in windows)
-    width = max(limits.width for limits in windows)
     with house_style():
-        size = (ONE_COLUMN, 3.1) if published is None else (TWO_COLUMNS, 3.3)
-        beneath = max(map(_legend_lines, panels)) > INSIDE
-        if beneath:
-            size = (size[0], size[1] + 0.15 * (max(map(_legend_lines, panels)) + 2))
-        figure = Figure(figsize=size)
-        rows = figure.subplots(1, len(panels), squeeze=False)[0]
-        chosen = looks([label for panel in panels for label in panel.structures])
-        for axes, panel, limits in zip(rows, panels, windows, strict=True):
-            _draw(axes, panel, chosen)
-            limits.apply(axes, width, height)
-            axes.set_xlabel("Training FLOPs")
-            _legend(axes, panel, chosen, beneath)
-        rows[0].set_ylabel("Held-out loss (nats per token)")
+        figure, rows, size = _panels(panels, [FLOPS] * len(panels))
         coverage = ours.runs.coverage() if ours.runs.expected > len(ours.runs.table) else ""
-        title(rows[0], ours.name, coverage, size[0] / len(panels))
+        title(rows[0], ours.name, coverage, size / len(panels))
         if published is not None:
-            title(rows[1], "Published", source, size[0] / len(panels))
+            title(rows[1], "Published", source, size / len(panels))
         # Computed here, while the style holds: the layout engine is created from it.
         figure.draw_without_rendering()
     return figure
+
+
+def seconds_figure(ours: Analysis, timed: Analysis, machine: str = "") -> Figure:
+    """Draw loss over training FLOPs and, beside it, over the wall seconds that the runs took.
+
+    Args:
+        ours: the fitted table.
+        timed: the same with seconds in place of FLOPs.
+        machine: what the runs trained on, written over the second panel.
+    """
+    with house_style():
+        figure, rows, size = _panels([ours, timed], [FLOPS, SECONDS])
+        coverage = ours.runs.coverage() if ours.runs.expected > len(ours.runs.table) else ""
+        title(rows[0], ours.name, coverage, size / 2)
+        title(rows[1], "Time", machine, size / 2)
+        figure.draw_without_rendering()
+    return figure
+
+
+def _panels(panels: Sequence[Analysis], over: Sequence[tuple[str, str]]) -> tuple[Figure, list[Axes], float]:
+    """Panels side by side at one scale, each over its variable (label, letter); also the figure's width."""
+    windows = [_window(panel) for panel in panels]
+    height = max(limits.height for limits in windows)
+    width = max(limits.width for limits in windows)
+    size = (ONE_COLUMN, 3.1) if len(panels) == 1 else (TWO_COLUMNS, 3.3)
+    beneath = max(map(_legend_lines, panels)) > INSIDE
+    if beneath:
+        size = (size[0], size[1] + 0.15 * (max(map(_legend_lines, panels)) + 2))
+    figure = Figure(figsize=size)
+    rows = list(figure.subplots(1, len(panels), squeeze=False)[0])
+    chosen = looks([label for panel in panels for label in panel.structures])
+    for axes, panel, limits, (label, letter) in zip(rows, panels, windows, over, strict=True):
+        _draw(axes, panel, chosen)
+        limits.apply(axes, width, height)
+        axes.set_xlabel(label)
+        _legend(axes, panel, chosen, beneath, letter)
+    rows[0].set_ylabel("Held-out loss (nats per token)")
+    return figure, rows, size[0]
 
 
 def _window(panel: Analysis) -> Window:
@@ -86,7 +112,7 @@ def _draw(axes: Axes, panel: Analysis, chosen: dict[str, Look]) -> None:
         draw_runs(axes, panel.runs.table[panel.runs.table["structure"] == label], look)
 
 
-def _legend(axes: Axes, panel: Analysis, chosen: dict[str, Look], beneath: bool) -> None:
+def _legend(axes: Axes, panel: Analysis, chosen: dict[str, Look], beneath: bool, letter: str) -> None:
     handles = [
         handle(law_entry(label, fit), chosen[label], isinstance(fit, Fit))
         for label, fit in panel.power.items()
@@ -94,7 +120,7 @@ def _legend(axes: Axes, panel: Analysis, chosen: dict[str, Look], beneath: bool)
     if any(isinstance(fit, Fit) and fit.identified for fit in panel.irreducible.values()):
         text = r"with irreducible loss $E$"
         handles.append(Line2D([], [], color=GREY, linestyle=DASHES, linewidth=1.5, label=text))
-    title = r"$L \propto C^{\,-\alpha}$, 95 % band"
+    title = rf"$L \propto {letter}^{{\,-\alpha}}$, 95 % band"
     place: dict[str, Any] = {"loc": "upper right"}
     if beneath:
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}

@@ -53,20 +53,22 @@ def _of_runs(name: str, runs: Runs, seen: set[str]) -> Cost:
     table = runs.table
     new = table[~table["run_id"].astype(str).isin(seen)]
     seen |= set(table["run_id"].astype(str))
-    spent = [float(new[column].sum()) if column in new else 0.0 for column in ("train_flops", "seconds")]
+    flops, seconds = (float(new[key].sum()) if key in new else 0.0 for key in ("train_flops", "seconds"))
     further = int(np.sum(new["attempts"].to_numpy(np.float64) - 1)) if "attempts" in new else None
     lost = sum(len(ids) for state, ids in runs.absent() if state != "diverged")
-    return Cost(name, runs.expected, len(new), *spent, further, len(runs.diverged), lost)
+    return Cost(name, runs.expected, len(new), flops, seconds, further, len(runs.diverged), lost)
 
 
 def _of_study(name: str, study: Study, seen: set[str]) -> Cost:
     runs = {trial.run_id: trial for trial in study.trials}
     new = [trial for run, trial in runs.items() if run not in seen]
     seen |= set(runs)
-    numbers = [np.nansum([trial.numbers[key] for trial in new]) for key in ("train_flops", "seconds")]
+    flops, seconds = (
+        float(np.nansum([trial.numbers[key] for trial in new])) for key in ("train_flops", "seconds")
+    )
     counts = {state: len(ids) for state, ids in study.run_ids().items()}
     lost = counts.get("failed", 0)
-    return Cost(name, len(runs), len(new), *map(float, numbers), None, counts.get("diverged", 0), lost)
+    return Cost(name, len(runs), len(new), flops, seconds, None, counts.get("diverged", 0), lost)
 
 
 def cost_texts(found: Sequence[Cost], name: str) -> dict[str, str]:

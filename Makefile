@@ -13,7 +13,7 @@ REPORTED = $(filter $(SWEEPS),$(patsubst %_runs.csv,%,$(notdir $(wildcard $(RESU
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check lint types test test-slow test-slurm test-browser status figures report reproduce mlflow-ui bench bench-search clean $(SWEEPS:%=sweep-%) $(SWEEPS:%=plan-%) $(STUDIES:%=search-%)
+.PHONY: help setup check lint types test test-slow test-slurm test-browser status figures study-figures report reproduce mlflow-ui bench bench-search clean $(SWEEPS:%=sweep-%) $(SWEEPS:%=plan-%) $(STUDIES:%=search-%)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
@@ -57,6 +57,10 @@ status: $(STAMP) ## what has been run
 
 figures: $(STAMP) ## redraw every figure and table from tracked tables, no training
 	$(BIN)/python -m analysis figures
+
+study-figures: $(STAMP) ## the study: its figures, tables and what its text quotes, from tracked tables alone
+	$(BIN)/python -m analysis figures --only 'study*' --only 'published_compare'
+	$(BIN)/python -m analysis document results/study/STUDY.md
 
 report: $(STAMP) ## one HTML page a sweep in results/reports/; MLflow has those of sweeps that were run here
 	$(BIN)/python -m analysis report

@@ -7,18 +7,13 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from analysis.analyse import Analysis, analyse, compared, design_words, known_floor, over_seconds, points
-from analysis.compare.choices import choices, choices_texts
-from analysis.compare.report import compare_report, latex, markdown, to_json
+from analysis.analyse import Analysis, analyse, points
 from analysis.compare.slopes import usable
 from analysis.figures.exponents import exponents_figure
 from analysis.figures.families import PAPER_FAMILIES, PaperFamilies, families_figure
 from analysis.figures.published import FILE, SOURCE, published_runs, shared_structures
 from analysis.figures.reducible import reducible_figure
 from analysis.figures.residuals import residuals_figure
-from analysis.figures.scaling import seconds_figure
 from analysis.fit import Settings
 from analysis.lawfits import fit_table
 from analysis.laws import CHINCHILLA, IRREDUCIBLE, POWER
@@ -32,7 +27,6 @@ from analysis.runs.table import Runs, structures_of
 HOFFMANN_E = 1.69
 """Nats per token, Hoffmann et al., arXiv 2203.15556, eq. 10; what the published points are tried with."""
 HOFFMANN = "of other text: Hoffmann et al., arXiv 2203.15556, eq. 10"
-PLANNED = "_planned.csv"
 KYO = "kyo_points.csv"
 KYO_SOURCE = "Hoffmann et al., arXiv 2203.15556, figure 4, from github.com/kyo-takano/chinchilla @75e5858f"
 
@@ -122,7 +116,6 @@ def _laws(tracked: Tracked, name: str, path: Path | None) -> Iterator[Product]:
         lambda: Made(exponents_figure(tracked.analysis(name), theirs(), SOURCE, HOFFMANN)),
         name,
     )
-    yield from _compared(tracked, name)
     yield Product(
         f"{name}_residuals",
         f"Residuals in percent of the laws fitted to {name}, over training FLOPs and fitted loss, and their "
@@ -131,62 +124,6 @@ def _laws(tracked: Tracked, name: str, path: Path | None) -> Iterator[Product]:
         lambda: _residuals(tracked.analysis(name)),
         name,
     )
-
-
-def _compared(tracked: Tracked, name: str) -> Iterator[Product]:
-    """The whole comparison of a sweep's structures, and where seconds are known its figure over time."""
-    runs, path = tracked.runs(name), (tracked.path(name),)
-    curves, surfaces, seconds = compared(runs)
-    if len(usable(curves)) < 2:
-        return
-
-    def tables() -> Made:
-        known, words = known_floor(runs.table, None), design_words(runs.table)
-        # Permutations take minutes; the command has them.
-        report = compare_report(runs, name, curves, surfaces, seconds, words, None, known, 0)
-        texts = {f"{name}_compare.md": markdown(report), f"{name}_compare.tex": latex(report)}
-        return Made(texts={**texts, f"{name}_compare.json": to_json(report)})
-
-    yield Product(
-        f"{name}_compare",
-        f"Nested fits, tests, multipliers of compute, tokens and time, and gaps of {name} as tables",
-        path, tables, name,
-    )  # fmt: skip
-    if runs.table["seed"].nunique() < 2:
-        return
-    planned = tracked.table(f"{name}{PLANNED}")
-
-    def others() -> Made:
-        first = () if planned is None else run_ids(planned)
-        return Made(texts=choices_texts(choices(runs, first), runs, name))
-
-    yield Product(
-        f"{name}_choices",
-        f"Equal slopes of {name} without its smallest size, by other FLOPs and over time as a table",
-        (*path, *([planned] if planned is not None else [])), others, name,
-    )  # fmt: skip
-    timed = over_seconds(runs)
-    # A single run's time is too uncertain, on machines that others use as well.
-    if timed is not None:
-        yield Product(
-            f"{name}_seconds",
-            f"Held-out loss of {name} over training FLOPs and over the wall seconds that the runs took, "
-            "log-log, with power laws and 95 % bands.",
-            path, lambda: Made(_over_time(tracked.analysis(name), timed)), name,
-        )  # fmt: skip
-
-
-def run_ids(path: Path) -> list[str]:
-    """The run ids of a table of planned runs."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [row["run_id"] for row in csv.DictReader(file)]
-
-
-def _over_time(ours: Analysis, timed: Runs) -> Figure:
-    """The figure over FLOPs and seconds, with what the runs trained on."""
-    table = timed.table
-    device = str(table["device"].iloc[0]) if "device" in table else ""
-    return seconds_figure(ours, analyse(timed, "Time"), device)
 
 
 def _comparable(path: Path, structures: list[str]) -> Runs | None:

@@ -1,6 +1,7 @@
 """Documents that quote tracked tables: the quoted parts are written anew from the tables, the prose is kept.
 
 <!-- tables/lowrank.md: table 1 -->            the first table of that file
+<!-- tables/lowrank.md: Runs, table 1 -->      the first table under the heading that begins so
 <!-- tables/lowrank.md: **Verdict.** -->       the paragraph that begins so
 ...                                            what was quoted before, replaced
 <!-- end -->
@@ -15,7 +16,7 @@ from analysis.errors import AnalysisError
 
 END = "<!-- end -->"
 _BEGIN = re.compile(r"<!-- (?P<file>[\w./=-]+\.md): (?P<part>.+) -->")
-_TABLE = re.compile(r"table (?P<number>[1-9]\d*)")
+_TABLE = re.compile(r"(?:(?P<heading>.+), )?table (?P<number>[1-9]\d*)")
 
 
 def refreshed(text: str, root: Path, source: str) -> str:
@@ -67,14 +68,28 @@ def _part(path: Path, part: str, place: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else "no text"
         raise AnalysisError(f"{place}: {path}: {said}; mend the name or draw the table") from None
-    tables = [block for block in blocks if block.startswith("|")]
     wanted = _TABLE.fullmatch(part)
     if wanted is not None:
+        tables = _tables(blocks, wanted["heading"])
         if int(wanted["number"]) > len(tables):
-            raise AnalysisError(f"{place}: {path} has {len(tables)} tables, no table {wanted['number']}")
+            where = f" under '{wanted['heading']}'" if wanted["heading"] else ""
+            raise AnalysisError(
+                f"{place}: {path} has {len(tables)} tables{where}, no table {wanted['number']}"
+            )
         return tables[int(wanted["number"]) - 1]
     found = [block for block in blocks if block.startswith(part)]
     if len(found) != 1:
         count = "no paragraph begins" if not found else f"{len(found)} paragraphs begin"
         raise AnalysisError(f"{place}: in {path} {count} with '{part}'; quote more of it, or 'table N'")
     return found[0]
+
+
+def _tables(blocks: list[str], heading: str | None) -> list[str]:
+    """The tables of a file, or those under the headings that begin with certain words."""
+    found, inside = [], heading is None
+    for block in blocks:
+        if block.startswith("#") and heading is not None:
+            inside = block.lstrip("# ").startswith(heading)
+        elif block.startswith("|") and inside:
+            found.append(block)
+    return found

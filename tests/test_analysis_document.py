@@ -38,6 +38,12 @@ def test_quoted_parts_follow_the_tables_and_prose_is_kept(root: Path) -> None:
     assert refreshed(new, root, "S.md") == new
 
 
+def test_a_table_is_found_under_its_heading(root: Path) -> None:
+    (root / "tables" / "a.md").write_text(f"{TABLE}\n## Runs of a\n\n| z |\n|---|\n| 3 |\n")
+    mark = "<!-- tables/a.md: Runs, table 1 -->"
+    assert "| 3 |" in refreshed(f"{mark}\n<!-- end -->\n", root, "S.md")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -47,6 +53,7 @@ def test_quoted_parts_follow_the_tables_and_prose_is_kept(root: Path) -> None:
             "<!-- tables/a.md: table 1 -->\n<!-- tables/a.md: table 2 -->\n<!-- end -->\n",
             "line 2: <!-- .*table 1 --> of line 1 has no",
         ),
+        ("<!-- tables/a.md: Runs, table 1 -->\n<!-- end -->\n", "has 0 tables under 'Runs', no table 1"),
         ("<!-- end -->\n", "line 1: <!-- end --> ends nothing"),
         ("<!-- tables/b.md: table 1 -->\n<!-- end -->\n", "line 1: .*b.md: No such file"),
         ("<!-- tables/a.md: Nothing -->\n<!-- end -->\n", "no paragraph begins with 'Nothing'"),

@@ -1,4 +1,4 @@
-"""Figures of training treatments, shapes of networks and learning rates, from the tables that allow them."""
+"""Figures of training treatments, gaps over size, shapes and learning rates, from tables that allow them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from analysis.arms import trend_report
 from analysis.arms.rates import curves, enough_rates
+from analysis.arms.trend import Trends, trend
 from analysis.errors import AnalysisError
 from analysis.figures import published as papers
 from analysis.figures.learning_rates import learning_rates_figure
 from analysis.figures.spending import Bubble, both_ways, bubbles, spending_figure
+from analysis.figures.trend import trend_figure
 from analysis.figures.valley import valley_figure
 from analysis.figures.wide import wide_figure
 from analysis.isoflop.widths import has_valley, valleys
@@ -42,10 +45,46 @@ def products(tracked: Tracked) -> Iterator[Product]:
             continue
         if both_ways(runs):
             yield _spending(tracked, name)
+        found = trend_worth_drawing(runs, name)
+        if found is not None:
+            yield _trend(tracked, name, found)
         if enough_rates(runs):
             yield _learning_rates(tracked, name)
         if has_valley(runs):
             yield _valley(tracked, name)
+
+
+def trend_worth_drawing(runs: Runs, name: str) -> Trends | None:
+    """The gaps to dense over size of a table that has a slope; None where it has none.
+
+    None also where a size has several token budgets: over FLOPs those are no ladder of sizes.
+    """
+    try:
+        found = trend(runs, name)
+    except AnalysisError:
+        # Not asked for: a table without dense runs, or of fewer than three sizes, has none.
+        return None
+    return found if found.ladder else None
+
+
+def trend_made(found: Trends) -> Made:
+    """Figure and tables of gaps to dense over size."""
+    texts = {
+        f"{found.name}_trend.md": trend_report.markdown(found),
+        f"{found.name}_trend.tex": trend_report.latex(found),
+        f"{found.name}_trend.json": trend_report.to_json(found),
+        f"{found.name}_trend.csv": trend_report.to_csv(found),
+    }
+    return Made(trend_figure(found), texts)
+
+
+def _trend(tracked: Tracked, name: str, found: Trends) -> Product:
+    shows = (
+        f"Loss of each structure of {name} over that of the dense run of its size, tokens and seed, in per "
+        "cent, over the dense run's training FLOPs, with fitted lines and 95 % bands; beside it the change "
+        "per decade of FLOPs, with 95 % intervals and p."
+    )
+    return Product(f"{name}_trend", shows, (tracked.path(name),), lambda: trend_made(found), name)
 
 
 def _learning_rates(tracked: Tracked, name: str) -> Product:

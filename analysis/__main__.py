@@ -1,4 +1,4 @@
-"""Command line: laws, comparisons, optima, the natural law, diagnosis, design, gaps, dynamics, reports."""
+"""Command line: laws, comparisons, optima, the natural law, diagnosis, design, gaps, trends, reports."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from analysis.commands import (
     fit,
     gaps,
     isoflop,
+    known,
     natural,
     report,
     reproduce,
+    trend,
 )
 from analysis.errors import AnalysisError
 from trainer.errors import TrainerError
 
 COMMANDS = (
-    fit, compare, diagnose, isoflop, natural, design, gaps, dynamics, export, figures, document, report,
-    reproduce, coverage, bench,
+    fit, compare, diagnose, isoflop, natural, known, design, gaps, trend, dynamics, export, figures, document,
+    report, reproduce, coverage, bench,
 )  # fmt: skip
 """Modules, each with `add(commands)`; the help lists them in this order."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,10 @@ import pytest
 from analysis.analyse import compared, over_seconds
 from analysis.compare.choices import choices, choices_texts
 from analysis.compare.report import compare_report, markdown
+from analysis.design.planned import assume, grid_of
+from analysis.design.precision import design
+from analysis.design.promise import save
+from analysis.laws import IRREDUCIBLE, POWER
 from analysis.products.catalogue import catalogue
 from analysis.products.tracked import Tracked
 from analysis.runs.cost import cost_texts, costs
@@ -53,9 +58,9 @@ def test_an_answer_that_one_size_carries_is_seen() -> None:
 
 def test_the_runs_first_planned_are_a_choice_where_others_were_added() -> None:
     runs = ladder()
-    first = [run for run in runs.table["run_id"] if not run.endswith("3")]
+    first = runs.table[runs.table["seed"] < 3]
     assert {c.name: c.runs for c in choices(runs, first)}["the runs first planned"] == 16
-    assert "the runs first planned" not in [c.name for c in choices(runs, list(runs.table["run_id"]))]
+    assert "the runs first planned" not in [c.name for c in choices(runs, runs.table)]
     text = choices_texts(choices(runs, first), runs, "w")
     rows = [[cell.strip() for cell in line.split("|")] for line in text["w_choices.md"].splitlines()]
     assert ["the runs first planned", "16"] in [row[1:3] for row in rows]
@@ -78,7 +83,7 @@ def test_time_multipliers_are_those_of_the_seconds() -> None:
 @pytest.mark.parametrize(
     "change", [{"device": ["cpu", "cuda"] * 12}, {"seconds": [float("nan")] + [1.0] * 23}]
 )
-def test_seconds_that_are_no_common_measure_are_not_compared(change: dict[str, list[object]]) -> None:
+def test_seconds_that_are_no_common_measure_are_not_compared(change: dict[str, list[Any]]) -> None:
     runs = ladder()
     changed = Runs(runs.table.assign(**change))
     assert over_seconds(changed) is None and compared(changed)[2] is None
@@ -104,9 +109,10 @@ def test_a_family_of_tables_has_its_cost_and_seeds_their_products(tmp_path: Path
     (tmp_path / "tables").mkdir()
     for name in ("w", "w-a", "w-b", "other"):
         (tmp_path / "tables" / f"{name}_runs.csv").write_text(to_csv(ladder()))
-    (tmp_path / "tables" / "w_planned.csv").write_text(
-        "run_id\n" + "\n".join(ladder().table["run_id"][:8]) + "\n"
-    )
+    first = ladder().table[ladder().table["seed"] < 3].reset_index(drop=True)
+    grid = grid_of(first)
+    designs = [design(assume(law, grid, None, {}, (0.002, "x")), grid) for law in (POWER, IRREDUCIBLE)]
+    save(tmp_path / "tables" / "w_planned.csv", first.assign(val_loss=float("nan")), designs)
     products = {product.name: product for product in catalogue(Tracked(tmp_path, None))}
     assert "w_cost" in products and "other_cost" not in products
     assert {"w_compare", "w_choices", "w_seconds"} <= products.keys()

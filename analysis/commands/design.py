@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.commandline import Commands, Parser
@@ -38,6 +39,13 @@ def add(commands: Commands) -> None:
     )
     _add_assumptions(parser)
     _add_goal(parser)
+    parser.add_argument(
+        "--save",
+        type=_csv_target,
+        metavar="PATH",
+        help="write the planned runs with noise, laws and date to this CSV, a promise to hold the sweep to",
+    )
+    parser.add_argument("--force", action="store_true", help="--save: replace a promise that stands")
     add_json(parser)
     add_latex(parser)
     parser.set_defaults(run=run)
@@ -79,6 +87,12 @@ def _add_goal(parser: Parser) -> None:
     )
 
 
+def _csv_target(word: str) -> Path:
+    if not word.endswith(".csv"):
+        raise argparse.ArgumentTypeError(f"the file of planned runs must be named .csv, and '{word}' is not")
+    return Path(word)
+
+
 def _count(word: str) -> int:
     value = int(word)
     if not 1 <= value <= 1000:
@@ -94,10 +108,13 @@ def run(args: argparse.Namespace) -> None:
     from analysis.design.additions import cheapest
     from analysis.design.planned import assume, chosen_laws, curves, grid_of, parse_values
     from analysis.design.precision import design
+    from analysis.design.promise import save
     from analysis.design.report import Planning, latex, markdown
     from analysis.errors import AnalysisError
-    from analysis.runs.loading import load, with_flops
+    from analysis.runs.loading import load, note, with_flops
 
+    if args.force and args.save is None:
+        raise AnalysisError("--force: is for --save, which it lets replace a promise; leave it out")
     noise = _noise(args)
     name, runs = load(args.table, args.results, args.maps, (), args.group, args.condition)
     if runs.table.empty:
@@ -123,6 +140,9 @@ def run(args: argparse.Namespace) -> None:
             if one.assumed.law.name in goals
         },
     )
+    if args.save is not None:
+        save(args.save, runs.table, designs, args.force)
+        note(f"{name}: promised in {args.save}")
     put_latex(args.latex, lambda: latex(planning))
     if args.json is not None and put_json(args.json, planning.to_json()):
         return

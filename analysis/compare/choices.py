@@ -1,14 +1,17 @@
-"""Whether the answer hangs on a choice: the same tests without the smallest size, by other FLOPs, over time."""
+"""Whether the answer hangs on a choice: the tests without the smallest size, by other FLOPs, over time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
+
 from analysis.analyse import compared, known_floor, over_seconds
 from analysis.compare.slopes import Comparison, SlopeTest, compare_slopes
+from analysis.design.promised import same_run
 from analysis.digits import probability, with_error
 from analysis.report import plain
 from analysis.runs.table import Runs, structures_of, use_flops
@@ -21,9 +24,9 @@ CONVENTIONS = {
 }
 VIEWS = {"none": "no E", "given": "E given", "shared": "one E", "separate": "E each"}
 NOTE = (
-    "p of equal slopes by F tests of nested least-squares fits of log loss, under each view of the irreducible "
-    "loss, and slopes without it. The first line is the analysis; the others say what hangs on a choice, and "
-    "are not further chances to reject."
+    "p of equal slopes by F tests of nested least-squares fits of log loss, under each view of the "
+    "irreducible loss, and slopes without it. The first line is the analysis; the others say what hangs on a "
+    "choice, and are not further chances to reject."
 )
 
 
@@ -41,17 +44,18 @@ class Choice:
         return next((test for test in done if test.hypothesis == view), None)
 
 
-def choices(runs: Runs, planned: Collection[str] = ()) -> list[Choice]:
+def choices(runs: Runs, planned: pd.DataFrame | None = None) -> list[Choice]:
     """The tests of a table under every choice that it allows, all runs first.
 
     Args:
         runs: the table, with training FLOPs.
-        planned: ids of the runs that were planned before any had finished; empty where that is not known.
+        planned: a row a run that was planned before any had finished; None where that is not known.
     """
     found = [_choice("all runs", runs)]
     table = runs.table
-    if planned and "run_id" in table:
-        first = table[table["run_id"].isin(list(planned))]
+    if planned is not None:
+        wanted = {same_run(row) for row in planned.to_dict("records")}
+        first = table[[same_run(row) in wanted for row in table.to_dict("records")]]
         if 0 < len(first) < len(table):
             found.append(_choice("the runs first planned", replace(runs, table=first)))
     if "size" in table and table["size"].nunique() > 3:

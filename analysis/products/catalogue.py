@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from analysis.products import arms, laws, measured, natural, recurrent, searches, surfaces, sweeps
+from analysis.products import (
+    arms,
+    comparison,
+    cost,
+    known,
+    laws,
+    measured,
+    natural,
+    promised,
+    recurrent,
+    searches,
+    surfaces,
+    sweeps,
+)
 from analysis.products.product import Product
 from analysis.products.tracked import Tracked
 
@@ -13,11 +26,15 @@ Provider = Callable[[Tracked], Iterator[Product]]
 PROVIDERS: tuple[Provider, ...] = (
     sweeps.products,
     laws.products,
+    comparison.products,
     surfaces.products,
+    known.products,
+    promised.products,
     natural.products,
     arms.products,
     searches.products,
     recurrent.products,
+    cost.products,
     measured.products,
 )
 """In the order in which their figures stand in a report."""

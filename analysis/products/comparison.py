@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from analysis.analyse import Analysis, analyse, compared, design_words, known_fl
 from analysis.compare.choices import choices, choices_texts
 from analysis.compare.report import compare_report, latex, markdown, to_json
 from analysis.compare.slopes import usable
+from analysis.design.promise import read
 from analysis.figures.published import FILE, published_runs
 from analysis.figures.scaling import seconds_figure
 from analysis.products.laws import HOFFMANN_E
@@ -26,7 +26,7 @@ LADDER = ("dense", "lowrank-63", "lowrank-32")
 
 
 def products(tracked: Tracked) -> Iterator[Product]:
-    """The comparison of every table with two curves, with choices and time of several seeds; the published."""
+    """Comparisons of every table with two curves, choices and time where there are seeds; the published."""
     for name in tracked.names:
         if not tracked.runs(name).table.empty and len(usable(compared(tracked.runs(name))[0])) > 1:
             yield from _of_sweep(tracked, name)
@@ -67,7 +67,7 @@ def _of_sweep(tracked: Tracked, name: str) -> Iterator[Product]:
     planned = tracked.table(f"{name}{PLANNED}")
 
     def others() -> Made:
-        first = () if planned is None else run_ids(planned)
+        first = None if planned is None else read(planned).table
         return Made(texts=choices_texts(choices(runs, first), runs, name))
 
     yield Product(
@@ -84,12 +84,6 @@ def _of_sweep(tracked: Tracked, name: str) -> Iterator[Product]:
             "log-log, with power laws and 95 % bands.",
             path, lambda: Made(_over_time(tracked.analysis(name), timed)), name,
         )  # fmt: skip
-
-
-def run_ids(path: Path) -> list[str]:
-    """The run ids of a table of planned runs."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [row["run_id"] for row in csv.DictReader(file)]
 
 
 def _over_time(ours: Analysis, timed: Runs) -> Figure:

@@ -101,6 +101,10 @@ def plan(
     detect: Annotated[
         float | None, typer.Option("--detect", help="--power: runs to add for this difference of slopes.")
     ] = None,
+    law: Annotated[str | None, typer.Option("--law", help="--power: only this law.")] = None,
+    assume: Annotated[str | None, typer.Option("--assume", help="--power: its values, as E=2,k=9.")] = None,
+    save: Annotated[bool, typer.Option("--save", help="--power: keep it, to hold the sweep to it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="--save: replace what was kept.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Every run with its price and state, and the totals; starts nothing."""
@@ -111,8 +115,9 @@ def plan(
     from sweeps.sweepfile import load_sweep
 
     asked = {"--noise": noise, "--noise-from": noise_from, "--detect": detect}
+    asked |= {"--law": law, "--assume": assume}
     options = [f"{name}={value}" for name, value in asked.items() if value is not None]
-    _check_power(power, options, as_json)
+    _check_power(power, [*options, *["--save"] * save, *["--force"] * force], as_json)
     file = load_sweep(sweep)
     _refuse_study(file)
     execution = with_options(file.execution, slots, threads, device, file.source)
@@ -133,7 +138,7 @@ def plan(
         from sweeps.power import show_power
 
         print()
-        raise typer.Exit(show_power(overview, [*options, f"--results={results}"]))
+        raise typer.Exit(show_power(overview, [*options, f"--results={results}"], save, force))
 
 
 @app.command()
@@ -160,6 +165,10 @@ def run(
         bool, typer.Option("--yes", help="Do not ask before a sweep of more than an hour.")
     ] = False,
     no_mirror: Annotated[bool, typer.Option("--no-mirror", help="Leave MLflow alone.")] = False,
+    export: Annotated[
+        bool | None,
+        typer.Option(help="local: keep tables/NAME_runs.csv up to date; default yes, of a file no."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
 ) -> None:
     """Train what is missing of a sweep; Ctrl-C checkpoints, the same command goes on."""
@@ -200,7 +209,7 @@ def run(
     else:
         from sweeps.launch import launch
 
-        ending = launch(overview, planned, layout, mirror=not no_mirror)
+        ending = launch(overview, planned, layout, mirror=not no_mirror, export=export)
     print(ending.line)
     raise typer.Exit(ending.code)
 
@@ -358,6 +367,8 @@ def _print_totals(planned: Any, layout: str) -> None:
     print(totals_text(planned.totals, layout))
     for line in planned.warnings:
         typer.secho(f"warning: {line}", fg="yellow", err=True)
+    for line in planned.notes:
+        typer.echo(f"note: {line}", err=True)
 
 
 def _refuse_corrupt(lines: list[str]) -> None:

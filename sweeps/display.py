@@ -19,6 +19,7 @@ from rich.text import Text
 from sweeps.ledger import Ledger
 from sweeps.plan import PlannedRun, wall_seconds
 from sweeps.text import count, plural
+from sweeps.varied import said
 from trainer.commandline import duration
 from trainer.curriculum import shortfall
 from trainer.errors import RunDirError
@@ -188,7 +189,7 @@ class TerminalView:
 
 
 def _name(run: PlannedRun) -> str:
-    return run_name(run.size, run.structure, run.guide, run.seed)
+    return run_name(run.size, run.structure, " ".join(filter(None, (run.guide, said(run.varied)))), run.seed)
 
 
 def _facts(running: _Running, pace: float) -> tuple[str, str, str, str]:

@@ -17,7 +17,9 @@ from sweeps.local import WORKER, LocalQueue
 from sweeps.overview import Overview
 from sweeps.plan import Plan, PlannedRun
 from sweeps.session import new_session, write_record
+from sweeps.sweepfile import CONFIGS
 from sweeps.text import plural
+from sweeps.tracked import BackgroundExport
 from trainer.commandline import duration
 from trainer.config import RunConfig
 
@@ -35,9 +37,22 @@ class Ending:
 
 
 def launch(
-    overview: Overview, plan: Plan, layout: Layout, mirror: bool = True, worker: Sequence[str] = WORKER
+    overview: Overview,
+    plan: Plan,
+    layout: Layout,
+    mirror: bool = True,
+    worker: Sequence[str] = WORKER,
+    export: bool | None = False,
 ) -> Ending:
     """Train the runs of a plan that are not finished, on this machine.
+
+    Args:
+        overview: the sweep and its ledger.
+        plan: what is to be done.
+        layout: the slots.
+        mirror: whether MLflow is told.
+        worker: how to start a worker.
+        export: whether the tracked table is kept up to date; None: of the sweeps that come with the program.
 
     Raises SweepError or TrainerError where the user has to mend something first.
     """
@@ -47,6 +62,7 @@ def launch(
     began = time.monotonic()
     write_record(results, sweep.name, sweep.description, sweep.path, overview.ids)
     background = BackgroundMirror(mirror_of(sweep), results, _say) if mirror else None
+    tracked = _export_of(overview) if export or (export is None and _is_named(overview)) else None
     config_of = dict(zip(overview.ids, overview.configs, strict=True))
     todo = sorted(
         (run for run in plan.runs if run.action in ("new", "resume", "retry", "running")),
@@ -59,10 +75,13 @@ def launch(
         if todo:
             prepare_corpora([config_of[run.id] for run in todo], results)
             pairs = [(run.id, config_of[run.id]) for run in todo]
-            outcome, aborted = _train(overview, todo, pairs, layout, background, worker)
+            outcome, aborted = _train(overview, todo, pairs, layout, background, tracked, worker)
     except KeyboardInterrupt:
         outcome = "interrupted"
     finally:
+        if tracked is not None:
+            states = overview.ledger.scan(overview.ids)
+            tracked.finish([run_id for run_id, state in states.items() if state.state == "done"])
         if background is not None:
             background.finish(interrupted=outcome == "interrupted" or sys.exc_info()[0] is not None)
     ending = _ending(overview.ledger, overview.ids, outcome, time.monotonic() - began)
@@ -71,12 +90,22 @@ def launch(
     return ending
 
 
+def _is_named(overview: Overview) -> bool:
+    return overview.sweep.path.resolve().parent == CONFIGS
+
+
+def _export_of(overview: Overview) -> BackgroundExport:
+    own = None if _is_named(overview) else overview.ids
+    return BackgroundExport(overview.sweep.name, overview.ledger.results, _say, own)
+
+
 def _train(
     overview: Overview,
     todo: Sequence[PlannedRun],
     pairs: Sequence[tuple[str, RunConfig]],
     layout: Layout,
     background: BackgroundMirror | None,
+    tracked: BackgroundExport | None,
     worker: Sequence[str],
 ) -> tuple[str, str | None]:
     from sweeps.display import TerminalView
@@ -86,26 +115,37 @@ def _train(
     session = new_session(overview.sweep.name, results, execution, pairs, MAX_ATTEMPTS)
     others = len(overview.ids) - len(todo)
     with TerminalView(todo, others, layout.slots, overview.ledger) as view:
-        if background is not None:
-            background.say = view.say
-        queue = LocalQueue(session, layout, _Both(view, background), worker)
-        outcome = queue.run()
-    if background is not None:
-        background.say = _say
+        helpers = [helper for helper in (background, tracked) if helper is not None]
+        for helper in helpers:
+            helper.say = view.say
+        queue = LocalQueue(session, layout, _Heard(view, background, tracked), worker)
+        try:
+            outcome = queue.run()
+        finally:
+            for helper in helpers:
+                helper.say = _say
     return "interrupted" if outcome in ("interrupted", "cancelled") else "finished", queue.aborted
 
 
-class _Both:
-    """The view, with the mirror listened to at every tick."""
+class _Heard:
+    """The view, with the mirror and the export listened to at every tick."""
 
-    def __init__(self, view: Any, background: BackgroundMirror | None) -> None:
-        self.event, self.waiting, self.say = view.event, view.waiting, view.say
-        self._view, self._background = view, background
+    def __init__(
+        self, view: Any, background: BackgroundMirror | None, tracked: BackgroundExport | None
+    ) -> None:
+        self.waiting, self.say = view.waiting, view.say
+        self._view, self._background, self._tracked = view, background, tracked
+
+    def event(self, run_id: str, event: dict[str, Any]) -> None:
+        self._view.event(run_id, event)
+        if self._tracked is not None and event["event"] == "end" and event["state"] == "done":
+            self._tracked.ended()
 
     def tick(self) -> None:
         self._view.tick()
-        if self._background is not None:
-            self._background.poll()
+        for helper in (self._background, self._tracked):
+            if helper is not None:
+                helper.poll()
 
 
 def prepare_corpora(configs: Sequence[RunConfig], results: Path) -> None:

@@ -60,7 +60,7 @@ def plan_layout(execution: SweepExecution, cores: int | None = None) -> Layout:
     Slots split the cores (`cores` of them; default all that this process may use) evenly; the number of
     threads does not depend on how many runs are left, since it can change the last digits of a result.
     """
-    cores = cores or machine.cores()
+    given, cores = cores is not None, cores or machine.cores()
     gpus = machine.gpus() if execution.device != "cpu" else ()
     if execution.device.startswith("cuda") and not gpus:
         raise NoGpuError(
@@ -78,7 +78,9 @@ def plan_layout(execution: SweepExecution, cores: int | None = None) -> Layout:
         slots = max(1, cores // threads) if threads is not None else cores
     threads = threads or max(1, cores // slots)
     environment = _threads(threads)
-    setting = Setting(processor_name(), threads)
+    # Jobs of a cluster (where the cores are given) may have run beside each other on several machines.
+    room = None if given else max(cores, slots * threads)
+    setting = Setting(processor_name(), threads, room=room)
     return Layout((environment,) * slots, execution.of_one_run(threads, "cpu"), setting)
 
 

@@ -10,9 +10,11 @@ from sweeps.grid import expand
 from sweeps.identity import UNKNOWN, identify
 from sweeps.layout import Layout
 from sweeps.ledger import Ledger, RunState
+from sweeps.parity import meant_by
 from sweeps.plan import Plan, make_plan
 from sweeps.price import Prices
 from sweeps.sweepfile import Sweep
+from sweeps.varied import grid_keys
 from trainer.config import RunConfig
 
 OTHER_RESULTS = 200
@@ -52,7 +54,10 @@ class Overview:
         results += self.ledger.other_results(self.states, OTHER_RESULTS)
         warnings = [f"{problem} (its runs are priced but cannot be run)" for problem in self.problems]
         prices = Prices(results, layout.setting)
-        return make_plan(self.configs, self.ids, self.states, prices, layout.slots, warnings=warnings)
+        return make_plan(
+            self.configs, self.ids, self.states, prices, layout.slots, warnings=warnings,
+            meant=meant_by(self.sweep), chosen=grid_keys(self.sweep),
+        )  # fmt: skip
 
 
 def look(sweep: Sweep, results: Path) -> Overview:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sweeps.errors import SweepError
 from sweeps.identity import UNKNOWN
 from sweeps.ledger import MAX_ATTEMPTS, RunState
-from sweeps.parity import differences
+from sweeps.parity import Meant, parity
 from sweeps.price import Prices
 from sweeps.text import flops, plural
+from sweeps.varied import varied
 from trainer.commandline import duration
 from trainer.config import RunConfig
 from trainer.flops import guide_params, model_counts, spent_flops, train_flops
@@ -69,6 +70,8 @@ class PlannedRun:
     """Whether the prediction rests on runs of this machine."""
     bytes: int
     """Bytes of its checkpoints on disk."""
+    varied: dict[str, str] = field(default_factory=dict)
+    """Settings in which runs of its size, structure and guidance differ, short name -> short value."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class Plan:
     """Over all runs."""
     warnings: list[str]
     """Tuning differences between structures, and what cannot be had."""
+    notes: list[str] = field(default_factory=list)
+    """Tuning differences that the sweep file asks for."""
 
     @property
     def open(self) -> list[PlannedRun]:
@@ -119,6 +124,7 @@ class Plan:
             "runs": [asdict(run) for run in self.runs],
             "totals": asdict(self.totals),
             "warnings": self.warnings,
+            "notes": self.notes,
         }
 
 
@@ -130,6 +136,8 @@ def make_plan(
     slots: int,
     max_attempts: int = MAX_ATTEMPTS,
     warnings: Iterable[str] = (),
+    meant: Meant | None = None,
+    chosen: Sequence[str] = (),
 ) -> Plan:
     """Plan a sweep.
 
@@ -141,6 +149,8 @@ def make_plan(
         slots: runs at a time.
         max_attempts: failed attempts after which a run is left alone.
         warnings: lines known before planning, put first.
+        meant: tuning differences that the sweep file asks for.
+        chosen: dotted keys that the grid chooses.
     """
     facts: dict[int, _ModelFacts] = {}
     runs = []
@@ -150,11 +160,15 @@ def make_plan(
             model = facts[id(config.model)] = _ModelFacts(config)
         state = states.get(run_id) if run_id != UNKNOWN else None
         runs.append(_planned(config, run_id, state or RunState(), model, prices, max_attempts))
-    labels = [(run.size, run.structure) for run in runs]
-    said = [*warnings, *differences(configs, labels)]
+    names = [(run.size, run.structure, run.guide, str(run.seed)) for run in runs]
+    apart = varied(configs, names, chosen)
+    if any(apart):
+        runs = [replace(run, varied=settings) for run, settings in zip(runs, apart, strict=True)]
+    unequal, notes = parity(configs, [(size, structure) for size, structure, *_ in names], meant)
+    said = [*warnings, *unequal]
     if any(config.curriculum for config in configs):
         said.append("a curriculum is priced with every step at full length, the most that it can cost")
-    return Plan(runs, _totals(runs, slots), said)
+    return Plan(runs, _totals(runs, slots), said, notes)
 
 
 class _ModelFacts:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sweeps.errors import SweepError
 from sweeps.identity import UNKNOWN
 from sweeps.overview import Overview
 from trainer.config import RunConfig
@@ -44,16 +45,34 @@ def write_grid(overview: Overview, path: Path) -> None:
         writer.writerows(rows)
 
 
-def show_power(overview: Overview, options: Sequence[str]) -> int:
+def promise_path(results: Path, name: str) -> Path:
+    """Where the promise of a sweep is kept, which the analysis holds the finished sweep to."""
+    return results / "tables" / f"{name}_planned.csv"
+
+
+def show_power(overview: Overview, options: Sequence[str], save: bool = False, force: bool = False) -> int:
     """Print what the sweep will be able to tell; returns the exit code of the analysis.
 
     Args:
         overview: the sweep.
         options: further words for `python -m analysis design`.
+        save: also write the planned runs, and what was assumed, as results/tables/NAME_planned.csv.
+        force: replace one that is there.
+
+    Raises:
+        SweepError: `force` without `save`, or a promise stands already.
     """
+    words = list(options)
+    if force and not save:
+        raise SweepError("--force: needs --save, which it lets replace a promise")
+    if save:
+        path = promise_path(overview.ledger.results, overview.sweep.name)
+        if path.exists() and not force:
+            raise SweepError(f"{path}: a promise stands there already; --force replaces it")
+        words += [f"--save={path}", *["--force"] * force]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{overview.sweep.name}.csv"
         write_grid(overview, path)
         sys.stdout.flush()
-        words = [sys.executable, "-m", "analysis", "design", str(path), *options]
-        return subprocess.run(words, check=False).returncode
+        command = [sys.executable, "-m", "analysis", "design", str(path), *words]
+        return subprocess.run(command, check=False).returncode

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import bisect
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import median
+from functools import partial
 from typing import Any
 
+from sweeps.speeds import Measured, Shape, Speeds, measured
 from trainer.config import RunConfig
 from trainer.flops import flops_per_token, guide_params, model_counts, spent_flops, train_flops
 
 STARTUP_SECONDS = 2.0
 """Building the network, the first steps and writing the result, for a run in a warm worker."""
-
-LEAST_SECONDS = 2.0
-"""Shorter runs measure the first steps, not the speed."""
-REACH = math.log(2)
-"""How far, in log FLOPs per token, a measurement speaks for its neighbours."""
-
 
 PROCESS_BYTES = {"cpu": 350_000_000, "cuda": 1_500_000_000}
 """A worker before it trains: Python and torch, on a GPU its context and kernels."""
@@ -59,6 +52,8 @@ class Setting:
     """Whether the device is a GPU."""
     per_device: int = 1
     """Runs that share the GPU."""
+    room: int | None = None
+    """CPU threads that may work at a time before runs slow each other down; None: not known, or a GPU."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +76,19 @@ class Prices:
 
     def __init__(self, results: Iterable[dict[str, Any]], setting: Setting) -> None:
         self.setting = setting
-        samples: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for result in results:
-            rate = _rate(result)
-            if rate is None or result.get("device") != setting.device:
-                continue
-            if not setting.gpu and result.get("threads") != setting.threads:
-                continue
-            precision, kind = str(result.get("precision")), str(result.get("structure_kind"))
-            for key in ((precision, kind), (precision, "")):
-                per_token = float(result["flops_per_token"])
-                samples[key][math.log(per_token)].append(math.log(rate / _guess(per_token, setting)))
-        self._curves = {key: _Curve(points) for key, points in samples.items()}
-        self._cache: dict[tuple[int, str], tuple[float, bool]] = {}
+        here = [result for result in results if result.get("device") == setting.device]
+        # Those with other threads are no measure, but were beside the others.
+        runs: dict[str, list[Measured]] = defaultdict(list)
+        for threads, precision, run in measured(here, setting.room):
+            if setting.gpu or threads == setting.threads:
+                runs[precision].append(run)
+        guess = partial(_guess, setting=setting)
+        self._speeds = {precision: Speeds(found, guess) for precision, found in runs.items()}
+        self._cache: dict[tuple[int, str, int], tuple[float, bool]] = {}
 
     def price(self, config: RunConfig, steps_done: int = 0) -> Price:
         """The price of what is left of a run."""
-        key = (id(config.model), config.precision)
+        key = (id(config.model), config.precision, config.optim.batch_tokens)
         if key not in self._cache:
             self._cache[key] = self._speed(config)
         rate, measured = self._cache[key]
@@ -107,48 +98,15 @@ class Prices:
 
     def _speed(self, config: RunConfig) -> tuple[float, bool]:
         """FLOP/s of a run, and whether it was measured."""
-        per_token = flops_per_token(config.model)
-        for kind in (config.model.structure.kind, ""):
-            curve = self._curves.get((config.precision, kind))
-            if curve is not None:
-                ratio, near = curve.at(math.log(per_token))
-                return _guess(per_token, self.setting) * math.exp(ratio), near
-        return _guess(per_token, self.setting), False
-
-
-class _Curve:
-    """Measured over guessed FLOP/s (logs) against log FLOPs per token.
-
-    Medians joined by straight lines, level beyond the ends: there the shape is the guess's, which knows
-    that small models are slow, and the level is the measurement's.
-    """
-
-    def __init__(self, points: dict[float, list[float]]) -> None:
-        self.x = sorted(points)
-        self.y = [median(points[x]) for x in self.x]
-
-    def at(self, x: float) -> tuple[float, bool]:
-        """The ratio at x, and whether x is near enough to a measurement to call the price measured."""
-        near = self.x[0] - REACH <= x <= self.x[-1] + REACH
-        right = bisect.bisect_left(self.x, x)
-        if right == 0:
-            return self.y[0], near
-        if right == len(self.x):
-            return self.y[-1], near
-        share = (x - self.x[right - 1]) / (self.x[right] - self.x[right - 1])
-        return self.y[right - 1] + share * (self.y[right] - self.y[right - 1]), near
-
-
-def _rate(result: dict[str, Any]) -> float | None:
-    try:
-        if float(result["seconds"]) < LEAST_SECONDS:
-            return None
-        # A guided run does more for a token than its model alone.
-        per_token = float(result["train_flops"]) / float(result["tokens"])
-        rate = per_token * float(result["tokens_per_second"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return rate if rate > 0 and math.isfinite(rate) else None
+        model, counts = config.model, model_counts(config.model)
+        per_token = flops_per_token(model)
+        speeds = self._speeds.get(config.precision)
+        if speeds is None:
+            return _guess(per_token, self.setting), False
+        batch, vocabulary = config.optim.batch_tokens, counts.params_embedding / model.d_model
+        return speeds.at(
+            Shape(model.structure.kind, per_token, batch, counts.params_total, model.n_layers, vocabulary)
+        )
 
 
 def _guess(per_token: float, setting: Setting) -> float:

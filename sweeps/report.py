@@ -11,6 +11,7 @@ from sweeps.ledger import STATES, RunState
 from sweeps.overview import Overview
 from sweeps.plan import Plan, PlannedRun, Totals
 from sweeps.text import count, flops, number, plural, size, table
+from sweeps.varied import SHOWN, said
 from trainer.commandline import duration
 from trainer.curriculum import shortfall
 
@@ -26,9 +27,26 @@ _NOTE_WIDTH = 48
 
 
 def plan_table(plan: Plan) -> str:
-    """One line for each run, within 120 columns; guidance has a column where there is any."""
+    """One line for each run, within 120 columns; guidance has a column where there is any.
+
+    So has every setting by which alone runs differ, which may take more columns.
+    """
     rows = [_plan_row(run) for run in plan.runs]
-    return table(*_with_guide(_PLAN_HEADS, rows, [run.guide for run in plan.runs]), _RIGHT)
+    heads, rows = _with_guide(_PLAN_HEADS, rows, [run.guide for run in plan.runs])
+    return table(*_with_varied(heads, rows, [run.varied for run in plan.runs]), _RIGHT)
+
+
+def _with_varied(
+    heads: Sequence[str], rows: Sequence[tuple[str, ...]], varied: Sequence[Mapping[str, str]]
+) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    own = [key.rpartition(".")[2] for key in SHOWN]
+    keys = [key for key in dict.fromkeys(key for one in varied for key in one) if key not in own]
+    at = heads.index("seed")
+    wider = [
+        (*row[:at], *(one.get(key, "-") for key in keys), *row[at:])
+        for row, one in zip(rows, varied, strict=True)
+    ]
+    return (*heads[:at], *keys, *heads[at:]), wider
 
 
 def _with_guide(
@@ -89,6 +107,7 @@ def status_rows(overview: Overview, plan: Plan) -> list[dict[str, Any]]:
                 "structure": run.structure,
                 "guide": run.guide,
                 "seed": run.seed,
+                "varied": run.varied,
                 "state": state.state,
                 "step": max(state.step, state.checkpoint or 0),
                 "total_steps": run.steps,
@@ -106,9 +125,10 @@ def status_rows(overview: Overview, plan: Plan) -> list[dict[str, Any]]:
 
 
 def status_table(rows: list[dict[str, Any]]) -> str:
-    """One line for each run, within 120 columns."""
-    lines = [_status_row(row) for row in rows]
-    return table(*_with_guide(_STATUS_HEADS, lines, [row["guide"] for row in rows]), _RIGHT)
+    """One line for each run, within 120 columns, or more where labels alone do not tell runs apart."""
+    heads, lines = _with_guide(_STATUS_HEADS, [_status_row(row) for row in rows], [r["guide"] for r in rows])
+    varied = [{"varied": said(row["varied"])} if row["varied"] else {} for row in rows]
+    return table(*_with_varied(heads, lines, varied), _RIGHT)
 
 
 def _status_row(row: Mapping[str, Any]) -> tuple[str, ...]:

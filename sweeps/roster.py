@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from sweeps.overview import OTHER_RESULTS
 from sweeps.price import Prices
 from sweeps.session import read_record, recorded_sweeps
 from sweeps.sweepfile import CONFIGS, Sweep, find_sweep, read_sweep
-from sweeps.text import count, number
+from sweeps.varied import grid_keys, said, varied
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
 from trainer.flops import spent_flops, train_flops
@@ -63,17 +63,19 @@ def card_in(folder: Path) -> Card | None:
         return None
 
 
-def _told_apart(cards: list[Card]) -> list[Card]:
-    """Where runs of a sweep have the same name, theirs with the peak learning rate and the tokens as well."""
+def _told_apart(cards: list[Card], chosen: Sequence[str]) -> list[Card]:
+    """Where runs of a sweep have the same name, theirs with the settings in which they differ as well."""
     if len({card.name for card in cards}) == len(cards):
         return cards
-    words = [
-        (f" lr {number(card.config.optim.peak_lr)}", f" {count(card.config.tokens)} tokens") for card in cards
+    labels = [run_labels(card.config) for card in cards]
+    names = [
+        (label["size"], label["structure"], card.config.guide.label, str(card.config.seed))
+        for label, card in zip(labels, cards, strict=True)
     ]
-    varies = [len(set(column)) > 1 for column in zip(*words, strict=True)]
+    settings = varied([card.config for card in cards], names, chosen)
     return [
-        replace(card, name=card.name + "".join(word for word, kept in zip(said, varies, strict=True) if kept))
-        for card, said in zip(cards, words, strict=True)
+        replace(card, name=run_name(size, structure, " ".join(filter(None, (guide, said(one)))), int(seed)))
+        for card, (size, structure, guide, seed), one in zip(cards, names, settings, strict=True)
     ]
 
 
@@ -114,6 +116,7 @@ class Roster:
         sweep = read_sweep(self.file)
         configs = expand(sweep)
         ids, problems = identify(configs)
+        cards = [card_of(config) for config in configs]
         known = set(self.ids)
         if not known:
             if problems:
@@ -121,7 +124,7 @@ class Roster:
             self.ids = ids
         self.cards |= {
             run_id: card
-            for run_id, card in zip(ids, _told_apart([card_of(config) for config in configs]), strict=True)
+            for run_id, card in zip(ids, _told_apart(cards, grid_keys(sweep)), strict=True)
             if run_id != UNKNOWN and (run_id in known or not known)
         }
         self._sweep = sweep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,28 @@ def test_what_the_sweep_can_tell_follows_the_plan(cli: Cli, write_sweep: Callabl
     assert "sd of log loss 0.004. Source: as given." in told and "## Cheapest additions" in told
 
 
+def test_a_promise_is_kept_once(cli: Cli, write_sweep: Callable[..., Path]) -> None:
+    file = str(write_sweep(LADDER, "ladder"))
+    words = ("plan", file, "--power", "--noise", "0.004", "--save")
+    cli(*words)
+    path = cli.results / "tables" / "ladder_planned.csv"
+    with open(path, encoding="utf-8", newline="") as kept:
+        rows = list(csv.DictReader(kept))
+    assert len(rows) == 8 and {row["noise"] for row in rows} == {"0.004"} and "config" not in rows[0]
+    assert {row["structure"] for row in rows} == {"dense", "lowrank-63"} and rows[0]["planned"]
+    assert set(json.loads(rows[0]["assumed"])) == {"power", "irreducible"}
+    before = path.read_bytes()
+    assert "a promise stands there already; --force replaces it" in cli.mistake(*words)
+    assert path.read_bytes() == before
+    cli("plan", file, "--power", "--save", "--force", "--law", "irreducible", "--assume", "E=2.5,alpha=0.25")
+    with open(path, encoding="utf-8", newline="") as kept:
+        row = next(csv.DictReader(kept))
+    assert row["noise"] == "0.0014"
+    values = json.loads(row["assumed"])
+    assert list(values) == ["irreducible"]
+    assert (values["irreducible"]["E"], values["irreducible"]["alpha"]) == (2.5, 0.25)
+
+
 def test_mistakes_are_one_line_with_code_2(cli: Cli, write_sweep: Callable[..., Path]) -> None:
     file = str(write_sweep(LADDER, "ladder"))
     for words, message in (
@@ -50,6 +73,10 @@ def test_mistakes_are_one_line_with_code_2(cli: Cli, write_sweep: Callable[..., 
         (["--power", "--json"], "leave --json out"),
         (["--power", "--noise", "-1"], "--noise -1: must be above zero"),
         (["--power", "--detect", "0"], "--detect 0.0: must be above zero"),
+        (["--save"], "--save: needs --power"),
+        (["--power", "--force"], "--force: needs --save"),
+        (["--power", "--assume", "E=2"], "--assume: say whose parameters these are"),
+        (["--power", "--law", "powr"], "did you mean 'power'?"),
     ):
         assert message in cli.mistake("plan", file, *words)
 

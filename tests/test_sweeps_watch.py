@@ -300,7 +300,7 @@ def test_runs_of_the_same_name_are_told_apart(results: Path, write_sweep: Callab
     lab = Lab(write_sweep(TINY.replace("[axes]", '[axes]\n"optim.peak_lr" = [1e-3, 2e-3]')), results)
     names = lab.watch().look().waiting
     assert len(set(names)) == 8
-    assert any(name.endswith(" lr 2e-3") for name in names)
+    assert any(" peak_lr=2e-3 " in name for name in names)
 
 
 def test_mistakes_and_lines_for_scripts(cli: Cli, lab: Lab) -> None:

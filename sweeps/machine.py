@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -85,3 +86,16 @@ def _smi_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def step_back(pid: int, niceness: int = 10) -> None:
+    """Have a process of ours take the processor after others: its niceness, and that of its session.
+
+    Where Linux shares the processor between sessions (autogroup), a niceness counts within the session only,
+    and a process that leads one of its own would take as much as a run. One that has ended is left alone.
+    """
+    with suppress(OSError):
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, pid, min(19, own + niceness))
+        if os.getsid(pid) == pid:
+            Path(f"/proc/{pid}/autogroup").write_text(str(min(19, own + niceness)))

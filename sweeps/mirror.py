@@ -28,6 +28,7 @@ from urllib.request import getproxies, proxy_bypass
 from sweeps.attach import Nest, SweepRun
 from sweeps.errors import MirrorError, SweepError
 from sweeps.ledger import Ledger
+from sweeps.machine import step_back
 from sweeps.mirrored import default_uri, sqlite_file, write_mark
 from sweeps.session import read_record
 from sweeps.snapshot import Point, Snapshot, seal, snapshot
@@ -367,7 +368,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--own", action="store_true")
     options = parser.parse_args(argv)
     # The runs need the processor more; at the end, when other users' programs remain, it still gets its turn.
-    os.nice(10)
+    step_back(os.getpid())
     names = _Names()
     final = False
     while not final:

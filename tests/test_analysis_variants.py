@@ -18,7 +18,7 @@ from analysis.figures.style import looks, save
 from analysis.runs.labels import base_and_variant, family_and_budget, structure_order
 from analysis.runs.reading import read_csv
 from analysis.runs.table import runs_table, structures_of, to_csv
-from analysis.runs.variants import variants
+from analysis.runs.variants import isoflop_sets, variants
 from trainer.config import RunConfig
 from trainer.presets import resolve, run_labels
 from trainer.rundir import read_result, write_result
@@ -249,3 +249,23 @@ def test_variants_keep_hue_and_marker_and_can_be_told_apart(tmp_path: Path) -> N
     low, high = legend.get_window_extent().intervalx
     assert figure.bbox.x0 <= low and high <= figure.bbox.x1
     assert legend.get_window_extent().y1 < figure.axes[0].get_window_extent().y0
+
+
+def test_what_goes_with_the_budget_of_isoflop_sets_tells_no_curves_apart() -> None:
+    runs, flops, configs = [], [], []
+    for budget, batch in ((1e12, 256), (4e12, 512)):
+        for structure in ("dense", "lowrank-32"):
+            for i, size in enumerate(("a", "b", "c")):
+                runs.append((structure, size, "1"))
+                flops.append(budget * (1 + 0.004 * i))
+                configs.append({"optim": {"batch_tokens": batch, "peak_lr": 0.01 / (i + 1)}})
+    sets = isoflop_sets([run[:2] for run in runs], flops)
+    assert sets is not None and len(set(sets)) == 2
+    assert variants(runs, configs)[0] == "batch_tokens=256"
+    assert set(variants(runs, configs, sets)) == {""}
+    configs[0] = {"optim": {"batch_tokens": 128, "peak_lr": 0.01}}
+    assert variants(runs, configs, sets)[0] == "batch_tokens=128"
+    # A ladder: every size has its own budget.
+    assert isoflop_sets([("dense", size) for size in "abc"], [1.0, 2.0, 3.0]) is None
+    assert isoflop_sets([("dense", size) for size in "abcd"], [1.0, 1.01, 1.0, 9.0]) is None
+    assert isoflop_sets([], []) is None

@@ -21,7 +21,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.runs.labels import structure_order
 from analysis.runs.treatments import VARIANTS, places
-from analysis.runs.variants import variants
+from analysis.runs.variants import isoflop_sets, variants
 from trainer.errors import RunDirError
 from trainer.rundir import CONFIG, read_json, read_result, read_status
 
@@ -130,9 +130,16 @@ def _named_apart(read: Sequence[tuple[Cells, Mapping[str, Any]]]) -> list[Cells]
     """The cells of each run, its structure's label completed by what the sweep varies besides."""
     named = [(cells, config) for cells, config in read if "structure" in cells]
     groups = [(cells["structure"], cells.get("size", ""), cells.get("seed", "")) for cells, _ in named]
-    for (cells, _), variant in zip(named, variants(groups, [config for _, config in named]), strict=True):
+    known = all(cells.get("train_flops") for cells, _ in named)
+    flops = [float(cells["train_flops"]) for cells, _ in named] if known else []
+    budgets = isoflop_sets([group[:2] for group in groups], flops) if known else None
+    found = variants(groups, [config for _, config in named], budgets)
+    for (cells, _), variant in zip(named, found, strict=True):
         if variant:
             cells["structure"] += f", {variant}"
+    if budgets is not None:
+        # Equal FLOPs are what these runs are about, and more tokens of a cheaper structure no treatment.
+        return [cells for cells, _ in read]
     # The tokens of a run are no part of its curve's label, but more of them in place of saved FLOPs are.
     done = [cells for cells, _ in named if cells["state"] == "done" and cells.get("train_flops")]
     for cells, place in zip(done, places(done), strict=True):

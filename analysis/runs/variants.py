@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 Flat = dict[str, str]
@@ -21,6 +22,9 @@ NOT_VARIANTS = ("tokens", "seed", "model.structure", "guide.steps")
 # Filled in from other fields unless written: they are named only where nothing else tells runs apart.
 FILLED_IN = ("data.tokenizer", "model.attn_dim", "model.d_ff", "model.n_kv_heads", "model.vocab_size")
 
+SAME_BUDGET = 0.02
+"""How far neighbouring training FLOPs of one IsoFLOP set may lie apart: runs end on whole batches."""
+LEAST_SIZES = 3
 # Letters of a value in a label.
 LONGEST = 24
 
@@ -72,16 +76,45 @@ def _abridged(text: str, name: str) -> str:
     return f"{name[: LONGEST - 9]}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def variants(runs: Sequence[tuple[str, str, str]], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def isoflop_sets(runs: Sequence[tuple[str, str]], flops: Sequence[float]) -> list[int] | None:
+    """The number of each run's IsoFLOP set; None unless every run is in one.
+
+    A set is the runs of about equal training FLOPs, if these are of three sizes of one structure at least.
+
+    Args:
+        runs: (structure, size) of each run.
+        flops: training FLOPs of each.
+    """
+    order = sorted(range(len(flops)), key=lambda i: flops[i])
+    sets, number = [0] * len(flops), 0
+    for before, i in pairwise(order):
+        number += flops[i] > flops[before] * (1 + SAME_BUDGET)
+        sets[i] = number
+    sizes: dict[tuple[int, str], set[str]] = defaultdict(set)
+    for (structure, size), one in zip(runs, sets, strict=True):
+        sizes[one, structure].add(size)
+    wide = {one for (one, _), there in sizes.items() if len(there) >= LEAST_SIZES}
+    return sets if sets and set(sets) <= wide else None
+
+
+def variants(
+    runs: Sequence[tuple[str, str, str]],
+    configs: Sequence[Mapping[str, Any]],
+    budgets: Sequence[int] | None = None,
+) -> list[str]:
     """Name what each run varies, e.g. `peak_lr=0.008, activation=gelu`; `` for every run of a plain sweep.
 
     Args:
         runs: (structure, size, seed) of each run.
         configs: the configuration of each run, as config.json holds it; empty where it is not known.
+        budgets: the IsoFLOP set of each run, where the runs are such sets: what goes with the budget (a batch
+            that grows with it) tells no curves apart. None where they are not.
     """
     flats = [flatten(config) for config in configs]
     names = dict.fromkeys(name for flat in flats for name in flat)
     candidates = [name for name in names if not _is_or_below(name, NOT_VARIANTS)]
+    if budgets is not None:
+        candidates = [name for name in candidates if not _follows(name, budgets, flats)]
     differing = [name for name in candidates if _differs(name, runs, flats)]
     kept = _without_implied(differing, runs, flats)
     short = {name: _shortest(name, names) for name in kept}
@@ -92,6 +125,15 @@ def variants(runs: Sequence[tuple[str, str, str]], configs: Sequence[Mapping[str
         ", ".join(f"{short[name]}={values[name][flat[name]]}" for name in shown[structure] if name in flat)
         for structure, flat in zip(structures, flats, strict=True)
     ]
+
+
+def _follows(name: str, budgets: Sequence[int], flats: Sequence[Flat]) -> bool:
+    """Whether all runs of one budget have one value of it."""
+    values: dict[int, set[str]] = defaultdict(set)
+    for budget, flat in zip(budgets, flats, strict=True):
+        if flat:
+            values[budget].add(flat.get(name, ""))
+    return all(len(there) == 1 for there in values.values())
 
 
 def _is_or_below(name: str, tables: Iterable[str]) -> bool:

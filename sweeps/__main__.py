@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,6 +20,19 @@ app = typer.Typer(
 
 SweepArgument = Annotated[
     str, typer.Argument(metavar="SWEEP", help="Name of a sweep (see `list`) or a .toml file.")
+]
+SweepsArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="SWEEP...", help="Names of sweeps (see `list`) or .toml files, in this order."),
+]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="KEY=VALUE[,VALUE...]",
+        help="Only runs with this value of a setting (seed, model.d_model, ...), size or structure; "
+        "repeat it for more conditions.",
+    ),
 ]
 TargetArgument = Annotated[
     str, typer.Argument(metavar="SWEEP|RUN", help="A sweep, or (the beginning of) a run id.")
@@ -43,46 +54,16 @@ RESULTS = Path("results")
 @app.command("list")
 def list_(results: ResultsOption = RESULTS, as_json: JsonOption = False) -> None:
     """The sweeps that come with the program."""
-    from sweeps.grid import expand
-    from sweeps.session import read_record
-    from sweeps.sweepfile import read_sweep, sweep_files
-    from sweeps.text import table
+    from sweeps import commands
 
-    rows: list[dict[str, Any]] = []
-    for path in sweep_files():
-        try:
-            sweep = read_sweep(path)
-            record = read_record(results, sweep.name)
-            rows.append(
-                {
-                    "sweep": sweep.name,
-                    "runs": len(expand(sweep)),
-                    "description": sweep.description,
-                    "started": record is not None,
-                }
-            )
-        except (SweepError, TrainerError) as error:
-            broken = {"sweep": path.stem, "runs": None, "description": f"broken: {error}", "started": False}
-            rows.append(broken)
-    if as_json:
-        print(json.dumps(rows))
-        return
-    cells = [
-        (
-            row["sweep"],
-            "-" if row["runs"] is None else str(row["runs"]),
-            "yes" if row["started"] else "",
-            row["description"],
-        )
-        for row in rows
-    ]
-    print(table(("sweep", "runs", "started", "description"), cells, frozenset({"runs"})))
+    commands.list_sweeps(results, as_json)
 
 
 @app.command()
 def plan(
-    sweep: SweepArgument,
+    sweeps: SweepsArgument,
     results: ResultsOption = RESULTS,
+    where: WhereOption = None,
     slots: SlotsOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
@@ -108,43 +89,30 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Every run with its price and state, and the totals; starts nothing."""
-    from sweeps.layout import layout_or_guess, with_options
-    from sweeps.overview import look
-    from sweeps.report import plan_table
-    from sweeps.session import write_record
-    from sweeps.sweepfile import load_sweep
+    from sweeps.asked import Shape
+    from sweeps.running import show_plan
 
     asked = {"--noise": noise, "--noise-from": noise_from, "--detect": detect}
     asked |= {"--law": law, "--assume": assume}
     options = [f"{name}={value}" for name, value in asked.items() if value is not None]
-    _check_power(power, [*options, *["--save"] * save, *["--force"] * force], as_json)
-    file = load_sweep(sweep)
-    _refuse_study(file)
-    execution = with_options(file.execution, slots, threads, device, file.source)
-    overview = look(file, results)
-    layout = layout_or_guess(execution)
-    planned = overview.plan(layout)
-    if write:
-        if overview.problems:
-            raise SweepError(overview.problems[0])
-        write_record(results, file.name, file.description, file.path, overview.ids)
-    if as_json:
-        print(json.dumps({"sweep": file.name, **planned.as_json()}))
-    else:
-        print(plan_table(planned))
-        _print_totals(planned, layout.said())
-    _refuse_corrupt(overview.corrupt)
+    given = [*options, *["--save"] * save, *["--force"] * force]
+    if given and not power:
+        raise SweepError(f"{given[0]}: needs --power")
+    if power:
+        _check_power(sweeps, where, as_json)
+    overviews = show_plan(sweeps, results, Shape(slots, threads, device), where or [], write, as_json)
     if power:
         from sweeps.power import show_power
 
         print()
-        raise typer.Exit(show_power(overview, [*options, f"--results={results}"], save, force))
+        raise typer.Exit(show_power(overviews[0], [*options, f"--results={results}"], save, force))
 
 
 @app.command()
 def run(
-    sweep: SweepArgument,
+    sweeps: SweepsArgument,
     results: ResultsOption = RESULTS,
+    where: WhereOption = None,
     executor: Annotated[
         str, typer.Option("--executor", help="Where runs are executed: local or slurm (queued, detached).")
     ] = "local",
@@ -169,49 +137,20 @@ def run(
         bool | None,
         typer.Option(help="local: keep tables/NAME_runs.csv up to date; default yes, of a file no."),
     ] = None,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="local: run a copy of the program, which no edit reaches.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
 ) -> None:
-    """Train what is missing of a sweep; Ctrl-C checkpoints, the same command goes on."""
-    from sweeps.layout import plan_layout, with_options
-    from sweeps.overview import look
-    from sweeps.plan import refuse_past_caps
-    from sweeps.report import plan_table
-    from sweeps.sweepfile import load_sweep
+    """Train what is missing, sweep after sweep; Ctrl-C checkpoints, the same command goes on."""
+    from sweeps import running
+    from sweeps.asked import Shape
 
-    _check_executor(executor, cluster, then)
-    file = load_sweep(sweep)
-    _refuse_study(file)
-    execution = with_options(file.execution, slots, threads, device, file.source)
-    on_slurm = None
-    if executor == "slurm":
-        from sweeps.submit import cluster_for
-
-        on_slurm = cluster_for(file, execution, cluster)
-    overview = look(file, results)
-    if on_slurm is not None:
-        on_slurm = on_slurm.fitting(overview.configs)
-    layout = on_slurm.layout(overview.ledger) if on_slurm is not None else plan_layout(execution)
-    planned = overview.plan(layout)
-    if dry_run:
-        print(plan_table(planned))
-    _print_totals(planned, layout.said())
-    refuse_past_caps(planned.totals, max_flops, max_hours)
-    for line in overview.corrupt:
-        typer.secho(line, fg="yellow", err=True)
-    if dry_run and on_slurm is None:
-        return
-    if planned.totals.seconds > 3600 and not (yes or dry_run) and sys.stdin.isatty():
-        typer.confirm("Start?", default=True, abort=True)
-    if on_slurm is not None:
-        from sweeps.submit import submit
-
-        ending = submit(overview, planned, on_slurm, not no_mirror, then is not None, dry_run)
-    else:
-        from sweeps.launch import launch
-
-        ending = launch(overview, planned, layout, mirror=not no_mirror, export=export)
-    print(ending.line)
-    raise typer.Exit(ending.code)
+    options = running.Options(
+        results, executor, cluster, then, Shape(slots, threads, device), where or [], max_flops, max_hours,
+        yes, not no_mirror, export, frozen, dry_run,
+    )  # fmt: skip
+    raise typer.Exit(running.run(sweeps, options))
 
 
 @app.command()
@@ -253,10 +192,11 @@ def search(
 
         print(studies_table())
         return
-    _check_executor(executor, cluster, None)
+    from sweeps.running import check_executor
     from sweeps.search.command import Options
     from sweeps.search.command import search as search_study
 
+    check_executor(executor, cluster, None)
     ending = search_study(
         study,
         Options(
@@ -361,28 +301,10 @@ def sync(
         commands.sync(sweep, results, uri, if_run, named=len(sweeps) > 1)
 
 
-def _print_totals(planned: Any, layout: str) -> None:
-    from sweeps.report import totals_text
-
-    print(totals_text(planned.totals, layout))
-    for line in planned.warnings:
-        typer.secho(f"warning: {line}", fg="yellow", err=True)
-    for line in planned.notes:
-        typer.echo(f"note: {line}", err=True)
-
-
 def _refuse_corrupt(lines: list[str]) -> None:
     if lines:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise SweepError(f"{lines[0]}{more}")
-
-
-def _refuse_study(file: Any) -> None:
-    from sweeps.sweepfile import Sweep
-
-    if type(file) is not Sweep:
-        command = f"python -m sweeps search {file.argument}"
-        raise SweepError(f"{file.source}: is a study; take '{command}' (--dry-run prices it)")
 
 
 def _check_status(sweeps: list[str] | None, interval: float | None) -> None:
@@ -392,22 +314,11 @@ def _check_status(sweeps: list[str] | None, interval: float | None) -> None:
         raise SweepError(f"status of {len(sweeps)} sweeps: ask for one, or give --watch")
 
 
-def _check_power(power: bool, options: list[str], as_json: bool) -> None:
-    if options and not power:
-        raise SweepError(f"{options[0]}: needs --power")
-    if power and as_json:
+def _check_power(sweeps: list[str], where: list[str] | None, as_json: bool) -> None:
+    if as_json:
         raise SweepError("--power: prints text; leave --json out, or see 'python -m analysis design --help'")
-
-
-def _check_executor(name: str, cluster: str | None, then: str | None) -> None:
-    from trainer.messages import nearest
-
-    if name not in ("local", "slurm"):
-        raise SweepError(f"unknown executor '{name}'{nearest(name, ['local', 'slurm'])}")
-    if name == "local" and (cluster is not None or then is not None):
-        raise SweepError(f"{'--cluster' if cluster is not None else '--then'} needs --executor slurm")
-    if then not in (None, "fit"):
-        raise SweepError(f"--then {then}: only 'fit' (which draws figures and report as well) can follow")
+    if where or len(sweeps) > 1:
+        raise SweepError("--power: is about one whole sweep; name one, and leave --where out")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sweeps.ledger import Ledger
 from sweeps.mirrored import default_uri, is_mirrored
-from sweeps.slot import PACKAGE_ROOT
+from sweeps.slot import PACKAGE_ROOT, program
 from sweeps.sweepfile import Sweep
 
 EVERY_SECONDS = 30.0
@@ -50,6 +50,7 @@ class BackgroundMirror:
         say: prints a line.
         every: seconds between two syncs.
         own: mirror only runs that `add` names, not the whole sweep.
+        root: folder of the program that the process runs.
     """
 
     def __init__(
@@ -59,8 +60,12 @@ class BackgroundMirror:
         say: Callable[[str], None],
         every: float = EVERY_SECONDS,
         own: bool = False,
+        root: Path = PACKAGE_ROOT,
     ) -> None:
         self.sweep, self.results, self.say, self.every, self.own = sweep, results, say, every, own
+        self.root = root
+        self.interrupted = False
+        """Whether Ctrl-C ended it before it was done."""
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._told: str | None = None
@@ -77,10 +82,9 @@ class BackgroundMirror:
             "--experiment", self.sweep.experiment, "--every", str(self.every),
             *(["--uri", self.sweep.uri] if self.sweep.uri else []), *(["--own"] if self.own else []),
         ]  # fmt: skip
-        path = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+            env={**os.environ, **program(self.root)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -119,7 +123,7 @@ class BackgroundMirror:
         try:
             self._await_end(self._process, limit)
         except KeyboardInterrupt:
-            limit = 0.0
+            limit, self.interrupted = 0.0, True
         self.poll()
         if self._process.poll() is None:
             self._process.kill()

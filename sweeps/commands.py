@@ -1,4 +1,4 @@
-"""What the smaller commands do: status, show, logs, retry, cancel, sync."""
+"""What the smaller commands do: list, status, show, logs, retry, cancel, sync."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from sweeps.attach import is_attached
 from sweeps.errors import SweepError
+from sweeps.grid import expand
 from sweeps.identity import UNKNOWN
 from sweeps.layout import layout_or_guess
 from sweeps.lease import Lease
@@ -22,14 +23,48 @@ from sweeps.queued import look_up
 from sweeps.report import last_lines, state_counts, status_rows, status_table
 from sweeps.session import ask_to_stop, read_record, recorded_sweeps, stop_mark, write_record
 from sweeps.slurm import cancel_pending
-from sweeps.sweepfile import find_sweep, load_sweep
+from sweeps.sweepfile import find_sweep, load_sweep, read_sweep, sweep_files
 from sweeps.text import plural, table
+from trainer.errors import TrainerError
 from trainer.messages import nearest
 from trainer.rundir import CONFIG, ERROR, METRICS, read_json, read_status
 
 BYTES_A_LINE = 400
 QUEUE_SECONDS = 10.0
 FOLLOW_SECONDS = 0.5
+
+
+def list_sweeps(results: Path, as_json: bool) -> None:
+    """Print the sweeps that come with the program, those that cannot be read as well."""
+    rows: list[dict[str, Any]] = []
+    for path in sweep_files():
+        try:
+            sweep = read_sweep(path)
+            record = read_record(results, sweep.name)
+            rows.append(
+                {
+                    "sweep": sweep.name,
+                    "runs": len(expand(sweep)),
+                    "description": sweep.description,
+                    "started": record is not None,
+                }
+            )
+        except (SweepError, TrainerError) as error:
+            broken = {"sweep": path.stem, "runs": None, "description": f"broken: {error}", "started": False}
+            rows.append(broken)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    cells = [
+        (
+            row["sweep"],
+            "-" if row["runs"] is None else str(row["runs"]),
+            "yes" if row["started"] else "",
+            row["description"],
+        )
+        for row in rows
+    ]
+    print(table(("sweep", "runs", "started", "description"), cells, frozenset({"runs"})))
 
 
 def status_of(sweep: str | None, results: Path, as_json: bool) -> tuple[list[str], bool]:

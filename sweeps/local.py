@@ -22,7 +22,7 @@ from sweeps.layout import Layout
 from sweeps.lease import Lease
 from sweeps.ledger import LOG, Ledger
 from sweeps.session import Session, write_session
-from sweeps.slot import Slot, wait_for_news
+from sweeps.slot import PACKAGE_ROOT, Slot, wait_for_news
 from trainer.config import RunConfig
 from trainer.errors import RunDirError
 from trainer.rundir import io_errors
@@ -64,6 +64,7 @@ class LocalQueue:
         logs: folder of the workers' own output; default results/logs.
         patience: seconds to wait for runs that others hold, once nothing else is left; default without end.
         grace: seconds after a request to stop in which workers have to end, before they are killed.
+        root: folder of the program that workers run.
     """
 
     def __init__(
@@ -75,9 +76,10 @@ class LocalQueue:
         logs: Path | None = None,
         patience: float = math.inf,
         grace: float = math.inf,
+        root: Path = PACKAGE_ROOT,
     ) -> None:
         self.session, self.layout, self.view = session, layout, view
-        self.command, self.patience, self.grace = command, patience, grace
+        self.command, self.patience, self.grace, self.root = command, patience, grace, root
         self.logs = logs or Path(session.results) / "logs"
         self.ledger = Ledger(Path(session.results))
         assert session.feed is None or session.deadline is None, "a feed has no deadline"
@@ -143,7 +145,8 @@ class LocalQueue:
             self.logs.mkdir(parents=True, exist_ok=True)
         for number, environment in enumerate(self.layout.environments):
             command = [*self.command, str(path), "--launcher", str(os.getpid())]
-            self._slots.append(Slot(command, environment, self.logs / f"{self.session.sweep}-{number}.log"))
+            log = self.logs / f"{self.session.sweep}-{number}.log"
+            self._slots.append(Slot(command, environment, log, self.root))
         before = {number: signal.signal(number, self._ask) for number in STOP_SIGNALS}
         try:
             while not self._over():

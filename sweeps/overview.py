@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweeps.grid import expand
@@ -48,6 +48,10 @@ class Overview:
         """One line for each corrupt run."""
         return [state.message for state in self.states.values() if state.state == "corrupt" and state.message]
 
+    def again(self) -> Overview:
+        """The same runs at this moment."""
+        return replace(self, states=_states(self.ledger, self.ids))
+
     def plan(self, layout: Layout) -> Plan:
         """What is to be done on a layout."""
         results = [state.result for state in self.states.values() if state.result is not None]
@@ -84,5 +88,8 @@ def configs_of(sweep: Sweep, results: Path) -> list[RunConfig]:
 def _look(sweep: Sweep, configs: list[RunConfig], results: Path) -> Overview:
     ids, problems = identify(configs)
     ledger = Ledger(results)
-    states = ledger.scan(run_id for run_id in ids if run_id != UNKNOWN)
-    return Overview(sweep, configs, ids, problems, ledger, states)
+    return Overview(sweep, configs, ids, problems, ledger, _states(ledger, ids))
+
+
+def _states(ledger: Ledger, ids: list[str]) -> dict[str, RunState]:
+    return ledger.scan(run_id for run_id in ids if run_id != UNKNOWN)

@@ -118,6 +118,11 @@ class Plan:
         """Runs that will be trained."""
         return [run for run in self.runs if run.action in OPEN_ACTIONS]
 
+    def only(self, places: Sequence[int]) -> Plan:
+        """The plan of some of the runs, by their places in it; its warnings are those of all."""
+        runs = [self.runs[place] for place in places]
+        return replace(self, runs=runs, totals=_totals(runs, self.totals.slots))
+
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""
         return {
@@ -240,6 +245,28 @@ def _totals(runs: Sequence[PlannedRun], slots: int) -> Totals:
     )
 
 
+def sum_of(plans: Sequence[Plan]) -> Totals:
+    """Totals of plans that follow one another; a run in several of them counts with the first."""
+    seen: set[str] = set()
+    parts = []
+    for plan in plans:
+        fresh = [run for run in plan.runs if run.id not in seen]
+        seen |= {run.id for run in fresh} - {UNKNOWN}
+        parts.append(_totals(fresh, plan.totals.slots))
+    return Totals(
+        runs=sum(part.runs for part in parts),
+        actions=dict(sum((Counter(part.actions) for part in parts), Counter())),
+        flops=sum(part.flops for part in parts),
+        new_flops=sum(part.new_flops for part in parts),
+        seconds=round(sum(part.seconds for part in parts), 1),
+        run_seconds=round(sum(part.run_seconds for part in parts), 1),
+        longest_seconds=max((part.longest_seconds for part in parts), default=0.0),
+        measured=all(part.measured for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        slots=max((part.slots for part in parts), default=1),
+    )
+
+
 def wall_seconds(seconds: Iterable[float], slots: int) -> float:
     """Wall time of runs on `slots` at a time, the longest first."""
     free = [0.0] * max(1, slots)
@@ -248,17 +275,19 @@ def wall_seconds(seconds: Iterable[float], slots: int) -> float:
     return max(free)
 
 
-def refuse_past_caps(totals: Totals, max_flops: float | None, max_hours: float | None) -> None:
-    """SweepError where the plan costs more than a cap allows, saying by how much."""
+def refuse_past_caps(
+    totals: Totals, max_flops: float | None, max_hours: float | None, what: str = "the sweep"
+) -> None:
+    """SweepError where `what` costs more than a cap allows, saying by how much."""
     if max_flops is not None and totals.new_flops > max_flops:
         raise SweepError(
-            f"the sweep needs {flops(totals.new_flops)} FLOPs, {flops(totals.new_flops - max_flops)} more "
-            f"than --max-flops {max_flops:g}; raise it or make the sweep smaller"
+            f"{what} needs {flops(totals.new_flops)} FLOPs, {flops(totals.new_flops - max_flops)} more "
+            f"than --max-flops {max_flops:g}; raise it, or choose runs with --where"
         )
     if max_hours is not None and totals.seconds > max_hours * 3600:
         basis = "measured" if totals.measured else "guessed"
         over = duration(totals.seconds - max_hours * 3600)
         raise SweepError(
-            f"the sweep takes {duration(totals.seconds)} ({basis} speed, {plural(totals.slots, 'run')} at a "
-            f"time), {over} more than --max-hours {max_hours:g}; raise it or make the sweep smaller"
+            f"{what} takes {duration(totals.seconds)} ({basis} speed, {plural(totals.slots, 'run')} at a "
+            f"time), {over} more than --max-hours {max_hours:g}; raise it, or choose runs with --where"
         )

@@ -15,6 +15,12 @@ PROCESS_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
+def program(root: Path) -> dict[str, str]:
+    """Environment variables with which a process runs the program at `root`, not the current folder's."""
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
 class Slot:
     """Starts, listens to and ends one worker at a time.
 
@@ -22,10 +28,13 @@ class Slot:
         command: the worker's command; the slot adds the option --events.
         environment: variables set for it.
         log: takes what it prints outside of runs.
+        root: folder of the program that it runs.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        self.command, self.environment, self.log = command, environment, log
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, root: Path = PACKAGE_ROOT
+    ) -> None:
+        self.command, self.environment, self.log, self.root = command, environment, log, root
         self.run: str | None = None
         self.idle_crashes = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -49,13 +58,11 @@ class Slot:
         reader, writer = os.pipe()
         # A launcher started by Slurm or torchrun must not make its workers join that process group.
         inherited = {key: value for key, value in os.environ.items() if key not in PROCESS_GROUP}
-        path = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
             with open(self.log, "ab") as log:
                 self._process = subprocess.Popen(
                     [*self.command, "--events", str(writer)],
-                    # The launcher's own code, not what lies in the current folder.
-                    env={**inherited, **self.environment, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+                    env={**inherited, **self.environment, **program(self.root)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -1,4 +1,4 @@
-"""The code that jobs run: a copy of the program, one for each state of it, that no later edit reaches."""
+"""The code of jobs and frozen launches: a copy of the program for each state of it, which no edit reaches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Source:
     """One state of the program."""
 
     path: str
-    """Folder of the copy; PYTHONPATH of the jobs."""
+    """Folder of the copy; PYTHONPATH of what runs it."""
     source_sha256: str
     """Hash of all its files."""
     git_sha: str | None
@@ -66,10 +66,10 @@ def _copy(root: Path, path: Path, source: Source) -> None:
             target = temp / file.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-            # A slip of the editor in the copy would change runs that are queued.
+            # A slip of the editor in the copy would change runs that are queued, or train.
             target.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
         if source_sha256(temp) != source.source_sha256:
-            raise SweepError(f"{root}: files were changed while they were copied; submit again")
+            raise SweepError(f"{root}: files were changed while they were copied; start again")
         write_json(temp / SOURCE, {key: value for key, value in asdict(source).items() if key != "path"})
         try:
             os.rename(temp, path)

@@ -9,11 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from sweeps.slot import PACKAGE_ROOT
+from sweeps.machine import step_back
+from sweeps.slot import PACKAGE_ROOT, program
 
 EVERY_SECONDS = 60.0
 FINAL_SECONDS = 120.0
@@ -37,6 +37,7 @@ class BackgroundExport:
             finished runs of others is then left alone.
         every: least seconds between two exports.
         command: how to start the analysis.
+        root: folder of the program that it runs.
     """
 
     def __init__(
@@ -47,10 +48,13 @@ class BackgroundExport:
         own: Collection[str] | None = None,
         every: float = EVERY_SECONDS,
         command: Sequence[str] = ANALYSIS,
+        root: Path = PACKAGE_ROOT,
     ) -> None:
         self.sweep, self.results, self.say, self.every = sweep, results.resolve(), say, every
         self.table = self.results / "tables" / f"{sweep}_runs.csv"
-        self._own, self._command = own, command
+        self.interrupted = False
+        """Whether Ctrl-C ended it before it was done."""
+        self._own, self._command, self._root = own, command, root
         self._news, self._told = False, ""
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
@@ -84,6 +88,7 @@ class BackgroundExport:
                 self._start()
                 self._wait(limit)
         except KeyboardInterrupt:
+            self.interrupted = True
             self._kill("left for later")
 
     def _start(self) -> None:
@@ -91,7 +96,6 @@ class BackgroundExport:
         if self._own is not None and not (self._finished_in_table() or set()) <= set(self._own):
             self._tell(f"{self.table} holds finished runs of another sweep, and is left alone")
             return
-        path = os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         words = [*self._command, "export", self.sweep, "--results", str(self.results)]
         try:
             self._errors = tempfile.TemporaryFile()
@@ -99,7 +103,7 @@ class BackgroundExport:
                 words,
                 # A file of the sweep's name in the current folder would be taken for a table.
                 cwd=self.results / "runs",
-                env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+                env={**os.environ, **program(self._root)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
@@ -108,10 +112,7 @@ class BackgroundExport:
         except OSError as error:
             self._tell(f"not written ({error.strerror})")
             return
-        with suppress(OSError):
-            # One that has ended already needs no priority.
-            own = os.getpriority(os.PRIO_PROCESS, 0)
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, min(19, own + NICENESS))
+        step_back(self._process.pid, NICENESS)
 
     def _wait(self, limit: float) -> None:
         told = time.monotonic() + TELL_SECONDS

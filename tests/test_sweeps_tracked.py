@@ -190,7 +190,7 @@ def test_tables_are_written_while_other_runs_train(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Tracker(results, WRITES)
-    monkeypatch.setattr(launching, "_export_of", lambda overview: one.export)
+    monkeypatch.setattr(launching, "_export_of", lambda overview, root: one.export)
     code, _ = train(Lab(tmp_path, results, [1, 10, 11], slots=1))
     # After seed 1, while seed 10 takes its second; and at the end.
     assert code == 1 and len(one.exports) >= 2

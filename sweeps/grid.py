@@ -7,7 +7,7 @@ from functools import partial as bind
 from typing import Any, NamedTuple
 
 from sweeps.errors import SweepError
-from sweeps.rates import KEY, check_rates, rate_of, refuse_idle
+from sweeps.rates import KEY, checked, rate_of
 from sweeps.resolver import Resolver
 from sweeps.rules import Rule, amounts_apart, check_key, dotted, flatten, normal_key
 from sweeps.sweepfile import Sweep
@@ -54,15 +54,23 @@ def points(sweep: Sweep) -> list[Point]:
         (Rule(f"override {n}", flatten(entry.when), sweep.source), _changes(entry.set, n, sweep.source))
         for n, entry in enumerate(sweep.override, 1)
     ]
-    everything = _rated(sweep, _points(sweep))
+    everything = _points(sweep)
     kept = [point for point in everything if not any([rule.matches(point.partial) for rule in excludes])]
     changed = []
+    rates = (
+        sweep.rates if sweep.rates is None else checked(sweep.rates, sweep.base, _keys(sweep), sweep.source)
+    )
     for point in kept:
-        partial = point.partial
+        partial, rated = point.partial, False
         for rule, changes in overrides:
             if rule.matches(point.partial):
                 for key, value in changes.items():
                     partial = assign(partial, key, value)
+                    rated = rated or key == KEY
+        # Last, since an override may change the width that a rate goes by; its own rate has the last word.
+        if rates is not None and not rated:
+            rate = rate_of(rates, partial, point.label(sweep.source))
+            partial = assign(partial, KEY, rate)
         changed.append(Point(point.chosen, partial))
     for rule in [*excludes, *(rule for rule, _ in overrides)]:
         rule.refuse_if_idle([point.partial for point in (everything if rule in excludes else kept)])
@@ -79,18 +87,10 @@ def _points(sweep: Sweep) -> list[Point]:
     return points
 
 
-def _rated(sweep: Sweep, points: list[Point]) -> list[Point]:
-    """The same with the peak learning rates of [rates], where the file has that table."""
-    if sweep.rates is None:
-        return points
-    keys = [key for table in (sweep.axes, *sweep.zip) for key in map(normal_key, flatten(table))]
-    check_rates(sweep.rates, [*keys, *sweep.searched], sweep.base, sweep.source)
-    refuse_idle(sweep.rates, [point.partial for point in points], sweep.source)
-    rated = []
-    for point in points:
-        rate = rate_of(sweep.rates, point.partial, point.label(sweep.source))
-        rated.append(Point(point.chosen, assign(point.partial, KEY, rate)))
-    return rated
+def _keys(sweep: Sweep) -> list[str]:
+    """The keys that axes, zips and a search choose."""
+    tables = (sweep.axes, *sweep.zip)
+    return [*(normal_key(key) for table in tables for key in flatten(table)), *sweep.searched]
 
 
 def _with(point: Point, assignment: Assignment) -> Point:

@@ -69,6 +69,12 @@ def show_power(overview: Overview, options: Sequence[str], save: bool = False, f
         path = promise_path(overview.ledger.results, overview.sweep.name)
         if path.exists() and not force:
             raise SweepError(f"{path}: a promise stands there already; --force replaces it")
+        done = sum(state.state == "done" for state in overview.states.values())
+        if done and not force:
+            raise SweepError(
+                f"{overview.sweep.name}: {done} of its runs are done; a promise is made before them "
+                "(--force saves it all the same)"
+            )
         words += [f"--save={path}", *["--force"] * force]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{overview.sweep.name}.csv"

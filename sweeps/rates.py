@@ -65,13 +65,15 @@ def rate_of(rates: Rates, partial: Partial, source: str) -> float:
     return rates.at(structure, width)
 
 
-def check_rates(rates: Rates, chosen: Sequence[str], base: Partial, source: str) -> None:
-    """Refuse a second place that says the rates, and rates that are not positive.
+def checked(rates: Rates, base: Partial, chosen: Sequence[str], source: str) -> Rates:
+    """The table, once no second place says the rates and all are positive; SweepError otherwise.
+
+    It may have structures that the grid has not: a rule is pasted whole.
 
     Args:
         rates: the table.
-        chosen: dotted keys of axes, zips and the space.
         base: partial configuration of all points.
+        chosen: dotted keys of axes, zips and the space.
         source: what error messages call the file.
     """
     for structure, rate in rates.peak_lr.items():
@@ -81,12 +83,4 @@ def check_rates(rates: Rates, chosen: Sequence[str], base: Partial, source: str)
         raise SweepError(f"{source}: both [rates] and an axis say {KEY}; keep one")
     if "peak_lr" in (base.get("optim") or {}):
         raise SweepError(f"{source}: both [rates] and base.{KEY} say the rate; keep one")
-
-
-def refuse_idle(rates: Rates, partials: Sequence[Partial], source: str) -> None:
-    """SweepError where a structure of the table is nowhere in the grid: a rate that would mean nothing."""
-    there = list(dict.fromkeys(str(lookup(partial, "structure")) for partial in partials))
-    for structure in rates.peak_lr:
-        if structure not in there:
-            hint = nearest(structure, there)
-            raise SweepError(f"{source}: rates.peak_lr.{structure}: no run of the grid has it{hint}")
+    return rates

@@ -100,7 +100,9 @@ def test_cost_counts_a_run_once_and_adds_up(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert found[0].flops == pytest.approx(runs.table["train_flops"].sum())
     total = json.loads(cost_texts(found, "a")["a_cost.json"])["all"]
-    assert (total["new"], total["further"], total["lost"]) == (60, 8, 2)
+    assert (total["new"], total["further"], total["lost"]) == (60, None, 2)
+    holes = Runs(runs.table.assign(attempts=["", *["2"] * 23]))
+    assert costs({"a": holes})[0].further is None
 
 
 def test_a_family_of_tables_has_its_cost_and_seeds_their_products(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def test_the_usual_exponent_is_minus_one_and_widths_may_be_given_without_a_prese
     assert {c.optim.peak_lr for c in runs(text)} == {0.005}
 
 
+def test_a_rate_goes_by_the_width_that_an_override_leaves_and_more_structures_may_be_in_the_table() -> None:
+    rates = RATES.replace("dense = 0.01", "dense = 0.01, monarch-50 = 0.03")
+    text = AXES + rates + '[[override]]\nwhen = { preset = "cpu-s" }\nset = { "model.d_model" = 96 }\n'
+    seen = {(c.model.d_model, c.optim.peak_lr) for c in runs(text) if c.model.structure.kind == "dense"}
+    assert seen == {(24, 0.01), (96, 0.005)}
+
+
 def test_an_override_has_the_last_word() -> None:
     text = AXES + RATES + '[[override]]\nwhen = { structure = "dense" }\nset = { "optim.peak_lr" = 0.3 }\n'
     assert {c.optim.peak_lr for c in runs(text) if c.model.structure.kind == "dense"} == {0.3}
@@ -47,7 +54,7 @@ def test_an_override_has_the_last_word() -> None:
     [
         (
             AXES + RATES.replace("lowrank-32", "lowrank-63"),
-            "rates.peak_lr.lowrank-63: no run of the grid has it",
+            "has no rate for structure 'lowrank-32'; did you mean 'lowrank-63'",
         ),
         (
             AXES + RATES.replace(", lowrank-32 = 0.02", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from analysis.compare.slopes import Comparison, SlopeTest, compare_slopes
 from analysis.design.promised import same_run
 from analysis.digits import probability, with_error
 from analysis.report import plain
+from analysis.runs.labels import family_and_budget
 from analysis.runs.table import Runs, structures_of, use_flops
 from analysis.tables import Table, latex_file
 
@@ -58,6 +60,14 @@ def choices(runs: Runs, planned: pd.DataFrame | None = None) -> list[Choice]:
         first = table[[same_run(row) in wanted for row in table.to_dict("records")]]
         if 0 < len(first) < len(table):
             found.append(_choice("the runs first planned", replace(runs, table=first)))
+    families: dict[str, set[str]] = defaultdict(set)
+    for structure in structures_of(table):
+        families[family_and_budget(structure)[0]].add(structure)
+    for family, members in families.items():
+        # One structure of a family is compared in the table of slopes already.
+        if family != "dense" and len(members) > 1 and {"dense"} | members < set(structures_of(table)):
+            chosen = table["structure"].isin(["dense", *members])
+            found.append(_choice(f"dense and {family} only", replace(runs, table=table[chosen])))
     if "size" in table and table["size"].nunique() > 3:
         smallest = table.groupby("size")["train_flops"].min().idxmin()
         found.append(_choice(f"without {smallest}", replace(runs, table=table[table["size"] != smallest])))

@@ -21,7 +21,7 @@ from analysis.laws import CHINCHILLA, IRREDUCIBLE, POWER, TIED
 from analysis.runs.labels import base_and_variant, structure_order
 from analysis.runs.table import Runs
 from analysis.runs.treatments import VARIANTS, places
-from analysis.runs.variants import variants
+from analysis.runs.variants import isoflop_sets, variants
 
 LAWS = (POWER, IRREDUCIBLE, CHINCHILLA, TIED)
 """Laws that a design is made for."""
@@ -86,13 +86,17 @@ def curves(runs: Runs) -> Runs:
     more tokens what they save against dense ones are told apart where sizes are named.
     """
     table = runs.table
-    labels = [str(name) for name in table["structure"]]
+    labels, isoflop = [str(name) for name in table["structure"]], False
     if "config" in table:
         configs = [json.loads(text) if text else {} for text in table["config"]]
         sizes = table["size"] if "size" in table else [""] * len(table)
         keys = [(s, str(size), str(seed)) for s, size, seed in zip(labels, sizes, table["seed"], strict=True)]
-        labels = [f"{s}, {v}" if v else s for s, v in zip(labels, variants(keys, configs), strict=True)]
-    if "size" in table:
+        flops = [float(value) for value in table["train_flops"]]
+        budgets = isoflop_sets([key[:2] for key in keys], flops)
+        named = variants(keys, configs, budgets)
+        labels = [f"{s}, {v}" if v else s for s, v in zip(labels, named, strict=True)]
+        isoflop = budgets is not None
+    if "size" in table and not isoflop:
         records = [
             {**{str(k): v for k, v in record.items()}, "structure": label}
             for record, label in zip(table.to_dict("records"), labels, strict=True)

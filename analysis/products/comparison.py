@@ -9,16 +9,19 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from analysis.analyse import Analysis, analyse, compared, design_words, known_floor, over_seconds
+from analysis.arms.matched import matched, matched_texts
 from analysis.compare.choices import choices, choices_texts
 from analysis.compare.report import compare_report, latex, markdown, to_json
 from analysis.compare.slopes import usable
 from analysis.design.promise import read
+from analysis.errors import AnalysisError
 from analysis.figures.published import FILE, published_runs
 from analysis.figures.scaling import seconds_figure
 from analysis.products.laws import HOFFMANN_E
 from analysis.products.product import Made, Product
 from analysis.products.tracked import Tracked
 from analysis.runs.table import Runs
+from analysis.runs.variants import isoflop_sets
 
 PLANNED = "_planned.csv"
 LADDER = ("dense", "lowrank-63", "lowrank-32")
@@ -28,7 +31,11 @@ LADDER = ("dense", "lowrank-63", "lowrank-32")
 def products(tracked: Tracked) -> Iterator[Product]:
     """Comparisons of every table with two curves, choices and time where there are seeds; the published."""
     for name in tracked.names:
-        if not tracked.runs(name).table.empty and len(usable(compared(tracked.runs(name))[0])) > 1:
+        runs = tracked.runs(name)
+        if runs.table.empty or _isoflop(runs):
+            # Losses of one budget differ by size, which tests over FLOPs would take for noise.
+            continue
+        if len(usable(compared(runs)[0])) > 1:
             yield from _of_sweep(tracked, name)
     path = tracked.published(FILE)
     if path is not None:
@@ -38,6 +45,15 @@ def products(tracked: Tracked) -> Iterator[Product]:
             "networks (arXiv 2406.16450, figure 1) as tables",
             (path,), lambda: _report(_ladder(path), "published", HOFFMANN_E),
         )  # fmt: skip
+
+
+def _isoflop(runs: Runs) -> bool:
+    """Whether the runs are IsoFLOP sets, of which a law in FLOPs alone says nothing."""
+    table = runs.table
+    if "size" not in table or bool(table["train_flops"].isna().any()):
+        return False
+    named = list(zip(table["structure"].astype(str), table["size"].astype(str), strict=True))
+    return isoflop_sets(named, table["train_flops"].to_list()) is not None
 
 
 def _ladder(path: Path) -> Runs:
@@ -75,6 +91,7 @@ def _of_sweep(tracked: Tracked, name: str) -> Iterator[Product]:
         f"Equal slopes of {name} without its smallest size, by other FLOPs and over time as a table",
         (*path, *([planned] if planned is not None else [])), others, name,
     )  # fmt: skip
+    yield from _matched(runs, name, path)
     timed = over_seconds(runs)
     # A single run's time is too uncertain, on machines that others use as well.
     if timed is not None:
@@ -84,6 +101,20 @@ def _of_sweep(tracked: Tracked, name: str) -> Iterator[Product]:
             "log-log, with power laws and 95 % bands.",
             path, lambda: Made(_over_time(tracked.analysis(name), timed)), name,
         )  # fmt: skip
+
+
+def _matched(runs: Runs, name: str, path: tuple[Path, ...]) -> Iterator[Product]:
+    """Gaps to dense at equal FLOPs, where a structure has them at three sizes."""
+    try:
+        found = matched(runs, name)
+    except AnalysisError:
+        # Not asked for: a table without a dense ladder has none.
+        return
+    yield Product(
+        f"{name}_matched",
+        f"Gaps to dense of {name} at equal training FLOPs, read between the dense runs, as tables",
+        path, lambda: Made(texts=matched_texts(found, runs, name)), name,
+    )  # fmt: skip
 
 
 def _over_time(ours: Analysis, timed: Runs) -> Figure:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import pandas as pd
 
 from analysis.digits import quantity
 from analysis.runs.table import Runs
@@ -19,7 +21,8 @@ HEADER = (
 )  # fmt: skip
 NOTES = (
     "Hours are those of single runs added up, as the finished attempt counts them; several train at a time.",
-    "A run that several tables hold is counted where it stands first. A dash: the table does not say.",
+    "A run that several tables hold is counted where it stands first. A dash: a table does not say. "
+    "FLOPs and hours are those of finished runs; the pilot's runs are in no table.",
 )
 
 
@@ -54,7 +57,9 @@ def _of_runs(name: str, runs: Runs, seen: set[str]) -> Cost:
     new = table[~table["run_id"].astype(str).isin(seen)]
     seen |= set(table["run_id"].astype(str))
     flops, seconds = (float(new[key].sum()) if key in new else 0.0 for key in ("train_flops", "seconds"))
-    further = int(np.sum(new["attempts"].to_numpy(np.float64) - 1)) if "attempts" in new else None
+    attempts = pd.to_numeric(new["attempts"], errors="coerce") if "attempts" in new else None
+    known = attempts is not None and not bool(attempts.isna().any())
+    further = int(np.sum(attempts.to_numpy(np.float64) - 1)) if attempts is not None and known else None
     lost = sum(len(ids) for state, ids in runs.absent() if state != "diverged")
     return Cost(name, runs.expected, len(new), flops, seconds, further, len(runs.diverged), lost)
 
@@ -66,18 +71,21 @@ def _of_study(name: str, study: Study, seen: set[str]) -> Cost:
     flops, seconds = (
         float(np.nansum([trial.numbers[key] for trial in new])) for key in ("train_flops", "seconds")
     )
+    attempts = [trial.numbers["attempts"] for trial in new]
+    further = None if any(math.isnan(value) for value in attempts) else int(sum(attempts)) - len(attempts)
     counts = {state: len(ids) for state, ids in study.run_ids().items()}
     lost = counts.get("failed", 0)
-    return Cost(name, len(runs), len(new), flops, seconds, None, counts.get("diverged", 0), lost)
+    return Cost(name, len(runs), len(new), flops, seconds, further, counts.get("diverged", 0), lost)
 
 
 def cost_texts(found: Sequence[Cost], name: str) -> dict[str, str]:
     """NAME_cost as Markdown, LaTeX and JSON, by file name; the last line is the sum."""
     rows = [_row(cost) for cost in found]
     known = [cost.further for cost in found if cost.further is not None]
+    further = sum(known) if len(known) == len(found) else None
     total = Cost(
         "all", sum(c.new for c in found), sum(c.new for c in found), sum(c.flops for c in found),
-        sum(c.seconds for c in found), sum(known) if known else None, sum(c.diverged for c in found),
+        sum(c.seconds for c in found), further, sum(c.diverged for c in found),
         sum(c.lost for c in found),
     )  # fmt: skip
     table = Table(HEADER, [*rows, _row(total)], f"{name}: what its runs cost.", NOTES)

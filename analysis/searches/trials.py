@@ -27,7 +27,7 @@ SEARCH = "search."
 NUMBERS = (
     "budget_flops", "d_model", "n_layers", "d_ff", "n_heads", "rank", "n_blocks", "params", "tokens",
     "tokens_per_param", "batch_tokens", "peak_lr", "train_flops", "val_loss", "val_loss_se", "progress",
-    "second", "seconds",
+    "second", "seconds", "attempts",
 )  # fmt: skip
 NEEDED = ("study", "kind", "cell", "structure", "trial", "state", "repeat", "run_id", "params", "val_loss")
 IMPORTANCES = ("study", "cell", "dimension", "importance")

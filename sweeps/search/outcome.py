@@ -27,7 +27,7 @@ _HEAD = (
 _TAIL = (
     "d_model", "n_layers", "d_ff", "n_heads", "rank", "n_blocks", "params", "tokens", "tokens_per_param",
     "batch_tokens", "peak_lr", "seed", "train_flops", "val_loss", "val_loss_se", "progress", "second_name",
-    "second", "seconds", "finished", "result_sha256",
+    "second", "seconds", "attempts", "finished", "result_sha256",
 )  # fmt: skip
 
 
@@ -110,6 +110,7 @@ def _row(searched: Searched, trial: Trial) -> dict[str, Any]:
         "second_name": second.objective if second is not None else "",
         "second": "" if trial.second is None else f"{trial.second:.6g}",
         "seconds": result.get("seconds", ""),
+        "attempts": result.get("attempts", ""),
         "finished": result.get("finished", "") or _time(trial),
         "result_sha256": result.get("sha256", ""),
     }

@@ -23,7 +23,7 @@ def ladder(
     seeds: int = 3,
     share: Callable[[int], float] | None = None,
 ) -> Runs:
-    """Dense on a bent curve; the structure `factor` times dense's loss at its own FLOPs, `share` of dense's."""
+    """The structure has `factor` times dense's loss at its own FLOPs, which are `share` of dense's."""
     rng, rows = np.random.default_rng(5), []
     share = share or (lambda i: 0.9 - 0.07 * i)
 
@@ -36,7 +36,8 @@ def ladder(
                 loss = dense(flops) * (factor(i) if structure != "dense" else 1.0)
                 loss *= math.exp(noise * rng.standard_normal())
                 rows.append({
-                    "run_id": f"{structure}{i}-{seed}", "state": "done", "size": f"s{i}", "structure": structure,
+                    "run_id": f"{structure}{i}-{seed}", "state": "done", "size": f"s{i}",
+                    "structure": structure,
                     "seed": str(seed), "params": str(int(1000 * size)), "tokens": str(int(20_000 * size)),
                     "train_flops": repr(flops), "val_loss": repr(loss),
                 })  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 
 from analysis.__main__ import parsers
 from analysis.commandline import parse
+from analysis.document import quoted, refreshed
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,3 +58,10 @@ def analysis_lines() -> list[str]:
 def test_documented_analysis_commands_parse(line: str) -> None:
     words = shlex.split(line.partition("#")[0])
     assert callable(parse(*parsers(), words).run)
+
+
+def test_what_the_study_quotes_is_what_its_tables_have() -> None:
+    path = ROOT / "results" / "study" / "STUDY.md"
+    text = path.read_text()
+    assert len(quoted(text)) >= 8
+    assert refreshed(text, ROOT / "results", "STUDY.md") == text

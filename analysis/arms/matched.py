@@ -42,9 +42,10 @@ METHOD = (
     "two nearest dense runs of its seed (beyond the first or last by a factor of 1.5 at most, along the "
     "nearest segment). The slope is least squares of gaps on log FLOPs; intervals as of gaps at equal size: "
     "Student's t under equal noise, and HC3 with noise that differs between sizes; Holm over the structures. "
-    "At one size: Student's t over seeds. Neighbouring gaps share dense runs, which is in no interval: of 1,000 "
-    "simulated ladders of 5 sizes and 3 seeds the first interval holds the truth in 92 %, in 86 % where seeds "
-    "scatter by .3 % at small and 3 % at large sizes; the second in 94 and 92 %, that at the largest in 94 %.",
+    "At one size: Student's t over seeds. Neighbouring gaps share dense runs, which is in no interval: of "
+    "1,000 simulated ladders of 5 sizes and 3 seeds the first interval holds the truth in 92 %, in 86 % if "
+    "seeds scatter by .3 % at small and 3 % at large sizes; the second in 94 and 92 %, that at the largest "
+    "size in 94 %.",
 )
 
 
@@ -102,9 +103,7 @@ def matched(runs: Runs, name: str) -> tuple[Matched, ...]:
         if one is not None:
             found.append(one)
     if not found:
-        raise AnalysisError(
-            f"{name}: no structure has runs at {SIZES} sizes within the FLOPs of the dense runs"
-        )
+        raise AnalysisError(f"{name}: no structure has runs at {SIZES} sizes within the dense runs' FLOPs")
     plain_p = holm([Difference(m.runs, m.line.slope, p_value=m.line.p_value) for m in found])
     robust_p = holm([Difference(m.runs, m.line.slope, p_value=m.line.robust_p_value) for m in found])
     return tuple(

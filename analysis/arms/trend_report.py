@@ -46,7 +46,10 @@ METHOD = (
     "and slopes that agree are less evidence than as many studies would be; Holm's correction holds under "
     "any such dependence. All runs are scored on one held-out text, whose sampling is in no interval.",
     "A slope is a change of the relative gap with size, not a difference of exponents: under "
-    "L = E + k C^-alpha with one E and one alpha for all, every gap shrinks towards 0. Found with 80 %: the "
+    "L = E + k C^-alpha with one E and one alpha for all, every gap shrinks towards 0. Nor does it allow for "
+    "FLOPs: a structure spends fewer than dense at equal size and tokens, and where that share falls with "
+    "size, the gap of one that lies exactly on the dense curve grows; NAME_matched has gaps at equal FLOPs. "
+    "Found with 80 %: the "
     "smallest change per decade that a study of this standard error finds in 80 of 100 cases at the 5 % "
     "level, Holm's correction not counted.",
 )

@@ -16,6 +16,7 @@ from analysis.errors import AnalysisError
 
 END = "<!-- end -->"
 _BEGIN = re.compile(r"<!-- (?P<file>[\w./=-]+\.md): (?P<part>.+) -->")
+_NEARLY = re.compile(r"<!-- [\w./=-]+\.(md|csv|tex|json)\b")
 _TABLE = re.compile(r"(?:(?P<heading>.+), )?table (?P<number>[1-9]\d*)")
 
 
@@ -40,6 +41,11 @@ def refreshed(text: str, root: Path, source: str) -> str:
             place = f"{source}, line {number}"
             out += [line, "", _part(root / mark["file"], mark["part"], place), "", END]
             begun = number, line.strip()
+        elif _NEARLY.match(line.strip()):
+            raise AnalysisError(
+                f"{source}, line {number}: {line.strip()} is no mark; write it as "
+                "'<!-- tables/NAME.md: table 1 -->'"
+            )
         elif line.strip() == END:
             if begun is None:
                 raise AnalysisError(f"{source}, line {number}: {END} ends nothing; delete it")
@@ -74,7 +80,8 @@ def _part(path: Path, part: str, place: str) -> str:
         if int(wanted["number"]) > len(tables):
             where = f" under '{wanted['heading']}'" if wanted["heading"] else ""
             raise AnalysisError(
-                f"{place}: {path} has {len(tables)} tables{where}, no table {wanted['number']}"
+                f"{place}: {path} has {len(tables)} table{'s' * (len(tables) != 1)}{where}, no table "
+                f"{wanted['number']}"
             )
         return tables[int(wanted["number"]) - 1]
     found = [block for block in blocks if block.startswith(part)]

@@ -54,6 +54,8 @@ def test_a_table_is_found_under_its_heading(root: Path) -> None:
             "line 2: <!-- .*table 1 --> of line 1 has no",
         ),
         ("<!-- tables/a.md: Runs, table 1 -->\n<!-- end -->\n", "has 0 tables under 'Runs', no table 1"),
+        ("<!-- tables/a.md -->\n<!-- end -->\n", "line 1: <!-- tables/a.md --> is no mark; write it as"),
+        ("<!-- tables/a.csv: table 1 -->\n<!-- end -->\n", "line 1: .*a.csv: table 1 --> is no mark"),
         ("<!-- end -->\n", "line 1: <!-- end --> ends nothing"),
         ("<!-- tables/b.md: table 1 -->\n<!-- end -->\n", "line 1: .*b.md: No such file"),
         ("<!-- tables/a.md: Nothing -->\n<!-- end -->\n", "no paragraph begins with 'Nothing'"),

@@ -228,6 +228,9 @@ def test_known_entropy_rate_is_used_as_the_given_floor() -> None:
     runs = published()
     analysis = analyse(Runs(runs.table.assign(entropy_rate=1.5)), "x")
     assert [t.hypothesis for t in analysis.comparison.tests] == ["none", "given", "shared", "separate"]
+    both = analyse(Runs(runs.table.assign(entropy_rate=1.5, val_entropy=1.6)), "x").comparison.tests[1]
+    # That of the held-out text itself comes first.
+    assert isinstance(both, SlopeTest) and both.irreducible == {"": 1.6}
     mixed = runs.table.assign(entropy_rate=[1.5] * 11 + [float("nan")])
     assert len(analyse(Runs(mixed), "x").comparison.tests) == 3
     assert design_words(runs.table) == "4 sizes x 1 seed"

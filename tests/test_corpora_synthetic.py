@@ -8,7 +8,15 @@ from pydantic import ValidationError
 
 from trainer.corpora import DataConfig, fingerprint, open_corpus
 from trainer.corpora.spec import SyntheticSpec
-from trainer.corpora.synthetic import HELDOUT, TRAIN, MarkovSource, block_numbers, entropy_rate, probabilities
+from trainer.corpora.synthetic import (
+    HELDOUT,
+    TRAIN,
+    MarkovSource,
+    block_numbers,
+    entropy_rate,
+    heldout_entropy,
+    probabilities,
+)
 
 SPEC = SyntheticSpec(vocab_size=20, order=1, zipf_exponent=1.2, block_ratio=4, seed=3)
 
@@ -105,3 +113,21 @@ def test_a_table_too_large_is_refused_with_the_largest_that_fits() -> None:
     with pytest.raises(ValidationError, match="with order = 3 take vocab_size <= 90"):
         SyntheticSpec(vocab_size=512, order=3)
     SyntheticSpec(vocab_size=90, order=3)
+
+
+def test_the_held_out_text_has_an_entropy_of_its_own() -> None:
+    """The loss of the source itself on that text, read off the table, nearing the rate on more of it."""
+    source, n, length = MarkovSource(SPEC), 50, 40
+    ids = source.sequences(HELDOUT, np.arange(n), length + 1)
+    p, loss = np.array(probabilities(SPEC)), 0.0
+    for row in ids:
+        context = 0
+        for t, token in enumerate(row):
+            if t > 0:
+                rank = int(np.flatnonzero(source.table[context] == token)[0])
+                loss -= math.log(p[rank]) / (n * length)
+            context = (context * SPEC.vocab_size + int(token)) % SPEC.vocab_size**SPEC.order
+    corpus = open_corpus(DataConfig(corpus=SPEC), None)  # type: ignore[arg-type]
+    assert corpus.heldout_entropy(n, length) == pytest.approx(loss, rel=1e-12)
+    assert abs(loss - entropy_rate(SPEC)) > 1e-3
+    assert heldout_entropy(SPEC, 4000, 100) == pytest.approx(entropy_rate(SPEC), abs=0.01)

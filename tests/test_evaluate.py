@@ -33,6 +33,7 @@ def setting(windows: list[list[int]]) -> tuple[Any, Any]:
     ids = np.array(windows)
     corpus = SimpleNamespace(
         heldout_examples=lambda start, stop, seq_len: (ids[start:stop, :-1], ids[start:stop, 1:]),
+        heldout_entropy=lambda n, seq_len: 0.25 * n,
         scored=None,
         token_bytes=np.array([0, 1, 2, 3]),
     )
@@ -56,6 +57,7 @@ def test_mean_standard_error_and_bits_per_byte(batch: int) -> None:
     got = evaluate(Fixed(), corpus, config, batch, torch.device("cpu"))  # type: ignore[arg-type]
     assert got.tokens == 6
     assert got.loss == pytest.approx(14 / 6)
+    assert got.entropy == 0.75
     assert got.loss_se == pytest.approx(np.std([2, 2, 3], ddof=1) / math.sqrt(3))
     assert got.bits_per_byte == pytest.approx(14 / math.log(2) / (1 + 3 + 2 + 2 + 3 + 3))
 

@@ -94,7 +94,9 @@ def test_published_verdict_says_what_it_cannot_tell() -> None:
     assert (
         "Without an irreducible loss, equality of slopes is not rejected (F(2, 6) = 0.85, p = 0.47)" in text
     )
-    assert "4 sizes x 1 seed can only detect slope differences above 0.0069" in text
+    # Where E is at its bound, errors hold for E = 0 only.
+    assert "above 0.0069 without E, " in text and "with E given between two structures" in text
+    assert "with one E and with E for each that is not known; the largest found" in text
     assert "does not show that the slopes are equal" in text
     assert "E is at its bound 0" in text and "p = 1.00" in text
 

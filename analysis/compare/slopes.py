@@ -336,17 +336,30 @@ def telling(tests: Sequence[SlopeTest | NoTest]) -> list[SlopeTest]:
     return [test for test in done if misfit is None or test.hypothesis != "none"]
 
 
+def conditional(test: SlopeTest) -> bool:
+    """Whether errors, and what is detectable, are not known, since a fitted E is at its bound or open."""
+    return test.caution is not None and test.hypothesis in ("shared", "separate")
+
+
 def _limits(done: Sequence[SlopeTest], design: str) -> str:
     """What differences the design can find, and the largest found, under each view."""
-    parts, found = [], []
+    known = [test for test in done if not conditional(test)]
+    parts = [f"{number(test.detectable, test.detectable)} {SHORT[test.hypothesis]}" for test in known]
+    found = []
     for test in done:
-        values, limit = list(test.exponents.values()), test.detectable
-        parts.append(f"{number(limit, limit)} {SHORT[test.hypothesis]}")
-        found.append(number(max(values) - min(values), limit))
-    return (
+        values = list(test.exponents.values())
+        found.append(number(max(values) - min(values), test.detectable))
+    reach = (
         f"{design} can only detect slope differences above {', '.join(parts)} between two structures "
-        f"(80 % power at the 5 % level); the largest found: {', '.join(found)}."
+        "(80 % power at the 5 % level); "
+        if known
+        else f"{design}: "
     )
+    open_views = [SHORT[test.hypothesis] for test in done if conditional(test)]
+    unknown = f"{' and '.join(open_views)} that is not known; " if open_views else ""
+    if open_views and not known:
+        unknown = f"what they could detect {' and '.join(open_views)} is not known; "
+    return f"{reach}{unknown}the largest found: {', '.join(found)}."
 
 
 def _misfit(done: Sequence[SlopeTest]) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from analysis.compare.slopes import LEVEL, Comparison, NoTest, SlopeTest, telling
+from analysis.compare.slopes import LEVEL, Comparison, NoTest, SlopeTest, conditional, telling
 from analysis.digits import number, probability, with_error
 from analysis.page.content import Cell, PageTable
 
@@ -105,11 +105,6 @@ def _sign(tests: list[SlopeTest], baseline: str) -> str:
 
 def _steepest(test: SlopeTest) -> str:
     return max(test.exponents, key=lambda name: test.exponents[name])
-
-
-def conditional(test: SlopeTest) -> bool:
-    """Whether errors and what is detectable hold only if E is 0, since a fitted E is at that bound."""
-    return test.caution is not None and test.hypothesis in ("shared", "separate")
 
 
 def hypotheses(comparison: Comparison) -> PageTable | None:

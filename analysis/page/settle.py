@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.compare.slopes import Comparison, SlopeTest, telling
+from analysis.compare.slopes import Comparison, SlopeTest, conditional, telling
 from analysis.design.additions import Additions, Goal, cheapest
 from analysis.design.planned import assume, grid_of
 from analysis.design.precision import Assumed, Grid, Impossible, design, usable
 from analysis.digits import number, quantity
 from analysis.laws import IRREDUCIBLE, POWER
-from analysis.page.answer import VIEWS, conditional
+from analysis.page.answer import VIEWS
 from analysis.page.content import Cell, PageTable, Settle
 from analysis.runs.table import Runs
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from analysis.arms.gapline import Line, fit_line
 from analysis.arms.gaps import LEVEL, Difference, holm, paired
-from analysis.arms.trend import DECADE, percent
-from analysis.digits import interval, number, probability, quantity
+from analysis.arms.trend_report import SIZE_HEADER, nats_cells, p_cell, per_decade, percent_cells
+from analysis.digits import quantity
 from analysis.errors import AnalysisError
 from analysis.report import plain
 from analysis.runs.table import Runs, structures_of
@@ -32,10 +32,6 @@ BEYOND = math.log(1.5)
 SLOPE_HEADER = (
     "structure", "sizes", "runs", "per decade (%)", "95 % interval", "95 %, unequal noise", "p (Holm)",
     "p, unequal noise (Holm)", "verdict",
-)  # fmt: skip
-SIZE_HEADER = (
-    "structure", "size", "FLOPs", "runs", "gap (%)", "95 % interval", "gap (nats/token)",
-    "95 % interval of nats",
 )  # fmt: skip
 METHOD = (
     "A gap is log loss less that of dense at the run's own training FLOPs, on the log-log line between the "
@@ -151,10 +147,11 @@ def matched_texts(found: Sequence[Matched], runs: Runs, name: str) -> dict[str, 
     slopes = Table(SLOPE_HEADER, [_slope_row(one) for one in found], f"{name}: gap to dense at equal FLOPs.")
     rows = [
         [one.structure if i == 0 else "", size.size, quantity(size.flops), str(size.log.pairs),
-         *_cells(size.log, True), *_cells(size.nats, False)]
+         *percent_cells(size.log), *nats_cells(size.nats)]
         for one in found for i, size in enumerate(one.sizes)
     ]  # fmt: skip
-    sizes = Table(SIZE_HEADER, rows, f"{name}: gap to dense at equal FLOPs, by size.", METHOD)
+    head_row = tuple("FLOPs" if cell == "dense FLOPs" else cell for cell in SIZE_HEADER)
+    sizes = Table(head_row, rows, f"{name}: gap to dense at equal FLOPs, by size.", METHOD)
     stem = f"{name}_matched"
     head = [f"# {name}: gap to dense at equal training FLOPs", f"Data: {runs.coverage()}."]
     parts = [*head, slopes.markdown(), "## Gaps at each size", sizes.markdown()]
@@ -175,32 +172,5 @@ def _plain(one: Matched) -> dict[str, Any]:
 
 
 def _slope_row(one: Matched) -> list[str]:
-    line, ps = one.line, [_p(p) for p in (one.holm, one.robust_holm)]
-    head = [one.structure, str(len(one.sizes)), str(one.runs)]
-    change = percent(line.slope * DECADE)
-    if line.interval is None or line.robust_interval is None or line.se is None:
-        return [*head, f"{change:+.3g}", "-", "-", *ps, one.verdict]
-    se = (100 + change) * DECADE * line.se
-    ends = [
-        interval(percent(DECADE * low), percent(DECADE * high), se)
-        for low, high in (line.interval, line.robust_interval)
-    ]
-    return [*head, _signed(change, se), *ends, *ps, one.verdict]
-
-
-def _cells(d: Difference, relative: bool) -> list[str]:
-    value = percent(d.mean) if relative else d.mean
-    if d.interval is None or d.se is None:
-        return [f"{value:+.3g}", "-"]
-    se = (100 + value) * d.se if relative else d.se
-    low, high = (percent(end) if relative else end for end in d.interval)
-    return [_signed(value, se), interval(low, high, se)]
-
-
-def _signed(value: float, se: float) -> str:
-    text = number(value, se)
-    return text if text.startswith("-") else f"+{text}"
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else probability(value).removeprefix("= ")
+    ps = [p_cell(p) for p in (one.holm, one.robust_holm)]
+    return [one.structure, str(len(one.sizes)), str(one.runs), *per_decade(one.line), *ps, one.verdict]

@@ -65,8 +65,13 @@ def slope_rows(result: Trends) -> list[list[str]]:
         lost += [f"{arm.reference_diverged} dense diverged"] * (arm.reference_diverged > 0)
         pairs += f" (+ {', '.join(lost)})" * bool(lost)
         cells = [arm.label, str(len({one.size for one in arm.sizes})), pairs]
-        cells += [_signed(line.slope, line.se), *_per_decade(line)]
-        cells += [_p(line.p_value), _p(arm.holm), _p(line.misfit and line.misfit[2]), _found(line)]
+        cells += [_signed(line.slope, line.se), *per_decade(line)]
+        cells += [
+            p_cell(line.p_value),
+            p_cell(arm.holm),
+            p_cell(line.misfit and line.misfit[2]),
+            _found(line),
+        ]
         rows.append([*cells, arm.verdict or _why_none(line)])
     return rows + [[one.label, *["-"] * 10, one.reason] for one in result.refused]
 
@@ -77,7 +82,7 @@ def size_rows(result: Trends) -> list[list[str]]:
     for arm in result.arms:
         for i, one in enumerate(arm.sizes):
             cells = [arm.label if i == 0 else "", one.size, quantity(one.flops), str(one.log.pairs)]
-            rows.append([*cells, *_percent_cells(one.log), *_nats_cells(one.nats)])
+            rows.append([*cells, *percent_cells(one.log), *nats_cells(one.nats)])
     return rows
 
 
@@ -86,26 +91,28 @@ def _signed(value: float, se: float | None) -> str:
     return text if value < 0 else f"+{text}"
 
 
-def _per_decade(line: Line) -> list[str]:
+def per_decade(line: Line) -> list[str]:
     """Per cent per decade with both intervals."""
     change = percent(line.slope * DECADE)
     if line.interval is None or line.robust_interval is None or line.se is None:
         return [f"{change:+.3g}", "-", "-"]
     se = (100 + change) * DECADE * line.se
     both = (interval(*_percents(ends, DECADE), se) for ends in (line.interval, line.robust_interval))
-    return [_signed_number(change, se), *both]
+    return [signed_number(change, se), *both]
 
 
 def _percents(ends: tuple[float, float], unit: float = 1.0) -> tuple[float, float]:
     return percent(unit * ends[0]), percent(unit * ends[1])
 
 
-def _signed_number(value: float, se: float) -> str:
+def signed_number(value: float, se: float) -> str:
+    """A number with its sign, to the digits that its error leaves."""
     text = number(value, se)
     return text if text.startswith("-") else f"+{text}"
 
 
-def _p(value: float | None) -> str:
+def p_cell(value: float | None) -> str:
+    """A p-value as a cell; a dash where there is none."""
     return "-" if value is None else probability(value).removeprefix("= ")
 
 
@@ -125,20 +132,22 @@ def _why_none(line: Line) -> str:
     return "no change shown, not on a line" if line.bends else "no change shown"
 
 
-def _percent_cells(d: Difference) -> list[str]:
+def percent_cells(d: Difference) -> list[str]:
+    """A difference of log losses in per cent, and its interval."""
     if d.interval is None or d.se is None:
         return [f"{percent(d.mean):+.2f}", "-"]
     se = (100 + percent(d.mean)) * d.se
     return [
-        _signed_number(percent(d.mean), se),
+        signed_number(percent(d.mean), se),
         interval(*_percents(d.interval), se),
     ]
 
 
-def _nats_cells(d: Difference) -> list[str]:
+def nats_cells(d: Difference) -> list[str]:
+    """A difference of losses in nats, and its interval."""
     if d.interval is None or d.se is None:
         return [f"{d.mean:+.4f}", "-"]
-    return [_signed_number(d.mean, d.se), interval(*d.interval, d.se)]
+    return [signed_number(d.mean, d.se), interval(*d.interval, d.se)]
 
 
 def sentence(arm: Trend) -> str:
@@ -154,7 +163,9 @@ def sentence(arm: Trend) -> str:
     se = (100 + change) * DECADE * line.se
     ends = interval(*_percents(line.interval, DECADE), se)
     tested = f"p {probability(line.p_value or 0.0)}"
-    tested += f", {_p(arm.holm)} after Holm's correction" if line.settled else ": no change is not rejected"
+    tested += (
+        f", {p_cell(arm.holm)} after Holm's correction" if line.settled else ": no change is not rejected"
+    )
     parts = [
         f"{arm.label}: per decade of FLOPs its loss {way} by {number(abs(change), se)} % against that of "
         f"dense (95 % interval {ends} %; {tested})",
@@ -180,7 +191,7 @@ def sentence(arm: Trend) -> str:
 def _end(line: Line, one: SizeGap) -> str:
     flops = np.array([one.flops])
     value, error = percent(float(line.at(flops)[0])), 100 * float(line.error(flops)[0])
-    return f"{_signed_number(value, error)} %" + f" at {one.size}" * bool(one.size)
+    return f"{signed_number(value, error)} %" + f" at {one.size}" * bool(one.size)
 
 
 def remarks(result: Trends) -> list[str]:

@@ -10,8 +10,8 @@ import pandas as pd
 
 from analysis.arrays import Array
 from analysis.compare.multipliers import Curves
-from analysis.compare.slopes import Comparison, compare_slopes
 from analysis.compare.surfaces import Surfaces
+from analysis.compare.verdict import Comparison, compare_slopes
 from analysis.errors import AnalysisError
 from analysis.fit import LEAST_SQUARES, Fit, Refusal, distinct, fit_law
 from analysis.laws import IRREDUCIBLE, POWER

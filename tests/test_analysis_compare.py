@@ -11,16 +11,9 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from analysis.analyse import analyse, design_words, points
-from analysis.compare.nested import JointFit, nested_test, sampled_statistics
-from analysis.compare.slopes import (
-    Groups,
-    NoTest,
-    SlopeTest,
-    compare_slopes,
-    detectable_difference,
-    joint,
-    slope_test,
-)
+from analysis.compare.nested import JointFit, nested_test, refit_squares, sampled_statistics
+from analysis.compare.slopes import Groups, NoTest, SlopeTest, detectable_difference, joint, slope_test
+from analysis.compare.verdict import compare_slopes
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
 from analysis.laws import IRREDUCIBLE, POWER
@@ -92,7 +85,8 @@ def test_published_verdict_says_what_it_cannot_tell() -> None:
     analysis = analyse(published(), "fig1", 1.69)
     text = analysis.comparison.verdict
     assert (
-        "Without an irreducible loss, equality of slopes is not rejected (F(2, 6) = 0.85, p = 0.47)" in text
+        "Without an irreducible loss, equality of slopes is not rejected (F(2, 6) = 0.85, p = 0.47, with"
+        in text
     )
     # Where E is at its bound, errors hold for E = 0 only.
     assert "above 0.0069 without E, " in text and "with E given between two structures" in text
@@ -181,6 +175,66 @@ def test_permutations_agree_with_the_f_test_where_it_is_exact() -> None:
     test = nested_test(*fits(curves([0.10, 0.105, 0.11], 0.0, 0.004, seed=2), POWER), permutations=1999)
     assert test is not None and test.permutation_p == pytest.approx(test.f_p, abs=0.05)
     assert test.likelihood_ratio_p < test.f_p
+
+
+def noisy_end(alphas: list[float], noise: float, seed: int) -> Groups:
+    """Three seeds a size; the noise of the largest is three times as large."""
+    dice = np.random.default_rng(seed)
+    groups = {}
+    for i, alpha in enumerate(alphas):
+        flops = np.repeat(FLOPS, 3)
+        sd = noise * np.where(flops == FLOPS[-1], 3.0, 1.0)
+        groups[f"s{i}"] = (flops, 2.5 * (flops / 2e12) ** -alpha * np.exp(sd * dice.standard_normal(15)))
+    return groups
+
+
+def test_what_only_equal_noise_rejects_is_said_to_hang_on_it() -> None:
+    doubtful = [one for seed in range(40) if (one := verified(noisy_end([0.10] * 4, 0.006, seed), 0.0)).doubt]
+    assert doubtful and all(one.rejected for one in doubtful)
+    found = doubtful[0]
+    assert found.doubt == ", not if noise is unequal" and found.test.wild_p is not None
+    assert found.test.wild_p >= 0.05 > found.p_value
+    clear = compare_slopes(noisy_end([0.10, 0.10, 0.10, 0.16], 0.006, 0)).verdict
+    assert "equality of slopes is rejected (F" in clear and "with unequal noise p < 0.001" in clear
+    words = compare_slopes(
+        next(
+            groups for seed in range(40) if verified(groups := noisy_end([0.10] * 4, 0.006, seed), 0.0).doubt
+        )
+    ).verdict
+    assert "equality of slopes is rejected, not if noise is unequal (F" in words
+
+
+def test_the_wild_bootstrap_agrees_with_f_where_noise_is_equal_and_counts_as_asked() -> None:
+    plain = nested_test(*fits(curves([0.10, 0.102, 0.104], 0.0, 0.004, seed=2, seeds=4), POWER))
+    assert plain is not None and plain.permutation_p is None and plain.wild_p is not None
+    assert plain.wild_p == pytest.approx(plain.f_p, abs=0.05)
+    bent = fits(curves([0.15, 0.15, 0.15], 1.2, 0.004, seed=3, seeds=3), IRREDUCIBLE)
+    without, with_it = nested_test(*bent), nested_test(*bent, permutations=199)
+    assert without is not None and without.wild_p is None
+    assert with_it is not None and with_it.wild_p == pytest.approx(with_it.f_p, abs=0.1)
+
+
+def test_lines_are_refitted_exactly_by_projection() -> None:
+    null, full = fits(curves([0.1, 0.12, 0.1], 0.0, 0.004, seeds=2), POWER)
+    for fit in (null, full):
+        again = refit_squares(fit, [fit], fit.whole.log_loss[None])
+        assert again == pytest.approx([fit.squares], rel=1e-9)
+
+
+def test_no_error_is_told_where_e_is_at_its_bound() -> None:
+    flops = np.repeat(FLOPS, 3)
+    x = np.log(flops / 2e12)
+    dice = np.random.default_rng(0)
+    groups = {
+        name: (flops, np.exp(1 - 0.1 * x - 0.006 * x**2 + 0.002 * dice.standard_normal(15))) for name in "ab"
+    }
+    for hypothesis in ("shared", "separate"):
+        test = slope_test(groups, hypothesis)
+        assert isinstance(test, SlopeTest) and test.open and test.reach is None
+        assert test.error("a") is None and test.standard_errors["a"] > 0
+        assert test.to_dict()["errors_for_zero_irreducible_loss_only"] == ["a", "b"]
+    plain = verified(groups, 0.0)
+    assert plain.error("a") == plain.standard_errors["a"] and plain.reach == plain.detectable
 
 
 def test_detectable_difference_is_found_four_times_in_five() -> None:

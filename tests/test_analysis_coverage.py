@@ -16,6 +16,7 @@ from analysis.coverage.nulls import WIDE, Setting, clean_groups, reject, setting
 from analysis.coverage.report import (
     COVERAGE_HEADER,
     REJECTION_HEADER,
+    UNEQUAL_HEADER,
     WANTED,
     WANTED_REJECTIONS,
     Simulated,
@@ -24,11 +25,13 @@ from analysis.coverage.report import (
     to_json,
 )
 from analysis.coverage.simulate import NOISE, Study, clean_losses, cover, errors, studies
+from analysis.coverage.unequal import PLACES, TIMES, larger, reject_unequal, unequal_settings
 from analysis.errors import AnalysisError
 from analysis.fit import Fit, fit_law
 
 FEW = [study for study in studies() if study.words in ("4 sizes x 3 ratios", "6 budgets x 4 seeds")]
 TESTS = [setting for setting in settings() if setting.sizes == 4 and setting.flops == WIDE]
+UNEQUAL = unequal_settings()
 NULLS = 2000
 
 
@@ -37,7 +40,7 @@ def silent(_: str) -> None:
 
 
 def few(seed: int = 0) -> Simulated:
-    return simulate(4, seed, FEW[:3], TESTS)
+    return simulate(4, seed, FEW[:3], TESTS, UNEQUAL[:2])
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +51,9 @@ def found() -> Simulated:
 def test_tables_have_a_row_for_each_study_and_the_same_seed_gives_the_same_bytes(found: Simulated) -> None:
     text = markdown(found)
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 * 2 + 3 + len(TESTS)
-    assert {line.count(" | ") + 1 for line in lines} <= {len(COVERAGE_HEADER), len(REJECTION_HEADER)}
+    assert len(lines) == 3 * 2 + 3 + len(TESTS) + 2
+    headers = (COVERAGE_HEADER, REJECTION_HEADER, UNEQUAL_HEADER)
+    assert {line.count(" | ") + 1 for line in lines} <= {len(header) for header in headers}
     again = few()
     assert markdown(again) == text and to_json(again) == to_json(found)
 
@@ -57,16 +61,19 @@ def test_tables_have_a_row_for_each_study_and_the_same_seed_gives_the_same_bytes
 def test_simulated_fits_and_tests_are_those_of_the_public_functions(found: Simulated) -> None:
     assert max(c.gap for c in found.coverages) < 1e-5 and all(c.checked for c in found.coverages)
     assert max(r.gap for r in found.rejections) < 1e-6 and not any(r.disagreed for r in found.rejections)
+    assert max(u.gap for u in found.unequal) < 1e-9 and all(u.checked for u in found.unequal)
 
 
 def test_json_holds_the_counts(found: Simulated) -> None:
     body = json.loads(to_json(found))
     first, test = body["coverage"][0], body["rejections"][-1]
     assert (first["law"], first["n"], first["simulations"]) == ("chinchilla", 12, 20)
-    assert to_json(simulate(8, 1, FEW[:1], ())) != to_json(simulate(8, 0, FEW[:1], ()))
+    assert to_json(simulate(8, 1, FEW[:1], (), ())) != to_json(simulate(8, 0, FEW[:1], (), ()))
     assert set(first["coverage"]) == {"E", "A", "B", "alpha", "beta", "a"}
     assert first["coverage"]["a"] == pytest.approx(1 - (first["below"]["a"] + first["above"]["a"]) / 20)
     assert (test["hypothesis"], test["nulls"], test["permuted"]) == ("separate", 20, 4)
+    uneven = body["unequal"][1]
+    assert (uneven["place"], uneven["structures"], uneven["nulls"]) == ("at the smallest size", 5, 20)
 
 
 @pytest.mark.parametrize("study", studies(), ids=lambda s: f"{s.law}-{s.words}-{s.noise}".replace(" ", "_"))
@@ -99,6 +106,7 @@ def test_command_prints_and_writes(
 ) -> None:
     monkeypatch.setattr("analysis.coverage.report.studies", lambda: tuple(FEW[:1]))
     monkeypatch.setattr("analysis.coverage.report.settings", lambda: tuple(TESTS[:1]))
+    monkeypatch.setattr("analysis.coverage.report.unequal_settings", lambda: UNEQUAL[:1])
     words = ["coverage", "--simulations", "2", "--out", str(tmp_path), "--json", str(tmp_path / "c.json")]
     command.run(parse(*parsers(), words))
     printed = capsys.readouterr().out
@@ -118,6 +126,31 @@ def slack(level: float, count: int) -> float:
 
 
 PLAIN = [s for s in studies() if s.runs is None]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_noise_is_larger_where_it_is_said_to_be(place: str) -> None:
+    design = Setting(3, 5, 2, WIDE, "none")
+    mine = larger(design, place).reshape(3, 5, 2)
+    wanted = np.zeros((3, 5, 2), bool)
+    wanted[{
+        "nowhere": np.s_[:0],
+        "at the smallest size": np.s_[:, 0],
+        "at the largest size": np.s_[:, 4],
+        "at the two largest sizes": np.s_[:, 3:],
+        "at the middle size": np.s_[:, 2],
+        "in the first structure": np.s_[0],
+    }[place]] = True  # fmt: skip
+    assert np.array_equal(mine, wanted)
+
+
+def test_the_wild_bootstrap_keeps_its_level_where_noise_is_unequal_and_f_does_not() -> None:
+    design = Setting(5, 5, 3, WIDE, "none")
+    found = reject_unequal(design, "at the largest size", 400, (0, 9), 1, silent)
+    assert TIMES == 3 and found.gap < 1e-9
+    # A share of 8 % has a standard error of 1.4; F rejects about 21 %.
+    assert found.by_wild / 400 < 0.10 < 0.15 < found.by_f / 400
+    assert reject_unequal(design, "nowhere", 400, (0, 9), 0, silent).by_f / 400 < 0.085
 
 
 @pytest.mark.slow

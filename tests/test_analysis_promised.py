@@ -142,6 +142,26 @@ def test_what_was_obtained_is_what_the_verdict_says(tmp_path: Path) -> None:
     assert found.replicates.sd == pytest.approx(seed_noise(runs, "own")[0], rel=1e-9)
 
 
+def test_where_e_is_at_its_bound_nothing_is_held_against_the_promise(tmp_path: Path) -> None:
+    # A curve that bends downwards has no E above 0.
+    plan = promise(tmp_path)
+    flops = plan.table["train_flops"].to_numpy(np.float64)
+    bent = np.exp(1.5 - 0.05 * np.log(flops / 1e19) - 0.004 * np.log(flops / 1e19) ** 2)
+    dice = np.random.default_rng(0)
+    runs = Runs(plan.table.assign(val_loss=bent * np.exp(NOISE * dice.standard_normal(flops.size))))
+    found = hold_to_it(plan, runs, "own")
+    none, shared, separate = found.views
+    assert all(one.obtained is not None for one in none.entries)
+    for view in (shared, separate):
+        assert view.caution is not None and "bound 0" in view.caution
+        assert {one.obtained for one in view.entries} == {one.detectable for one in view.entries} == {None}
+        assert all(one.promised is not None and one.factors[0] == pytest.approx(1) for one in view.entries)
+    text = report.markdown(found)
+    assert text.count("no standard errors are known to hold the promise against") == 2
+    for made in (report.latex, report.to_csv, report.to_json):
+        assert made(found)
+
+
 def test_runs_are_met_by_structure_seed_and_flops(tmp_path: Path) -> None:
     plan = promise(tmp_path)
     runs = trained(plan, "power", 4)

@@ -11,9 +11,9 @@ from analysis.commands.options import add_json, add_latex, put_json, put_latex
 
 SUMMARY = "Simulate whether intervals hold the truth as often as they say, and tests reject as seldom."
 DESCRIPTION = """
-Fits simulated tables of known laws as any table is fitted, with default settings. Prints two Markdown tables:
-coverage of the 95 % intervals, and rejections of equal exponents where they are equal. The same --simulations
-and --seed give the same tables.
+Fits simulated tables of known laws as any table is fitted, with default settings. Prints three Markdown
+tables: coverage of the 95 % intervals, and rejections of equal exponents where they are equal, with equal and
+with unequal noise. The same --simulations and --seed give the same tables.
 """
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.analyse import compared, known_floor, over_seconds
-from analysis.compare.slopes import Comparison, SlopeTest, compare_slopes
+from analysis.compare.slopes import SlopeTest
+from analysis.compare.verdict import Comparison, compare_slopes
 from analysis.design.promised import same_run
 from analysis.digits import probability, with_error
 from analysis.report import plain

@@ -17,6 +17,10 @@ from analysis.engine.sums import Bound, SumLaw, bind
 from analysis.fit import NO_NOISE, aicc
 
 PERMUTATIONS = 999
+MOST_LEVERAGE = 1 - 1e-6
+"""A point that a parameter of its own fits exactly has no residual to jackknife."""
+FLIPS = 1999
+"""Samples of the wild bootstrap of laws without a constant, whose fits are projections."""
 ROUGH = 1e-7
 """When the descent of a permuted sample stops: its F is then exact to four digits."""
 
@@ -92,6 +96,10 @@ class NestedTest:
     likelihood_ratio_p: of n log(SS0 / SS1) as chi-squared: too small where points are few.
     permutation_p: share of samples with permuted residuals of the smaller fit (Freedman and Lane 1983) whose
         F is as large; None where it was not asked for.
+    wild_p: the same of samples whose residuals keep their places and change their signs at random, which lets
+        the noise of every point be of its own size: the wild bootstrap with the smaller model imposed and
+        jackknifed residuals (Davidson and Flachaire 2008, J. Econometrics 146, 162). Always made where the
+        law has no constant, otherwise with the permutations; its level is simulated in docs/coverage.md.
     """
 
     constraints: int
@@ -100,6 +108,7 @@ class NestedTest:
     f_p: float
     likelihood_ratio_p: float
     permutation_p: float | None
+    wild_p: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -112,26 +121,34 @@ def nested_test(null: JointFit, full: JointFit, permutations: int = 0, seed: int
     Args:
         null: the smaller fit, whose parameters are among those of the other.
         full: the larger.
-        permutations: samples of the permutation test; 0 for none.
-        seed: of the permutations.
+        permutations: samples of the permutation test, and of the wild bootstrap of a law with a constant; 0
+            for none.
+        seed: of the samples.
     """
     constraints, dof, n = full.parameters - null.parameters, full.dof, full.whole.n
     if dof < 1 or constraints < 1 or full.squares <= n * NO_NOISE:
         return None
     statistic = _f(null.squares, full.squares, constraints, dof)
     ratio = n * math.log(max(null.squares, full.squares) / full.squares)
-    share = None
-    if permutations:
-        drawn = permuted_statistics(null, full, permutations, seed)
-        share = (1 + int(np.sum(drawn >= statistic * (1 - 1e-6)))) / (1 + drawn.size)
+    permuted = permuted_statistics(null, full, permutations, seed) if permutations else None
+    flips = max(permutations, FLIPS) if is_line(full.whole) else permutations
+    wild = flipped_statistics(null, full, flips, seed) if flips else None
     return NestedTest(
         constraints,
         dof,
         statistic,
         float(fdtrc(constraints, dof, statistic)),
         float(chdtrc(constraints, ratio)),
-        share,
+        _share(permuted, statistic),
+        _share(wild, statistic),
     )
+
+
+def _share(drawn: Array | None, statistic: float) -> float | None:
+    """Share of samples, the data among them, whose F is as large."""
+    if drawn is None:
+        return None
+    return (1 + int(np.sum(drawn >= statistic * (1 - 1e-6)))) / (1 + drawn.size)
 
 
 def _f(null: float, full: float, constraints: int, dof: int) -> float:
@@ -145,6 +162,30 @@ def permuted_statistics(null: JointFit, full: JointFit, permutations: int, seed:
     dice = np.random.default_rng(seed)
     samples = np.stack([fitted + dice.permutation(residual) for _ in range(permutations)])
     return sampled_statistics(null, full, samples)
+
+
+def flipped_statistics(null: JointFit, full: JointFit, samples: int, seed: int) -> Array:
+    """F of samples of the wild bootstrap about the smaller fit, shape (samples,)."""
+    bound, phi = null.optimum.bound, null.optimum.phi
+    fitted = bound.log_value(phi)
+    residual = (null.whole.log_loss - fitted) / (1 - leverage(bound, phi))
+    return sampled_statistics(null, full, fitted + signs(samples, bound.n, seed) * residual)
+
+
+def leverage(bound: Bound, phi: Array) -> Array:
+    """What a fit takes of the noise of each point, below 1, shape (n,)."""
+    basis, _ = np.linalg.qr(bound.jacobian(phi))
+    return np.asarray(np.minimum(np.sum(basis**2, axis=1), MOST_LEVERAGE), np.float64)
+
+
+def signs(samples: int, n: int, seed: int) -> Array:
+    """Signs of residuals, -1 or 1 with even odds (Rademacher), shape (samples, n)."""
+    return np.asarray(np.random.default_rng(seed).integers(0, 2, (samples, n)) * 2.0 - 1.0)
+
+
+def is_line(bound: Bound) -> bool:
+    """Whether log loss is linear in all parameters: one term, that no point leaves out."""
+    return len(bound.law.terms) == 1 and bool(np.all(np.isfinite(bound.offset)))
 
 
 def sampled_statistics(null: JointFit, full: JointFit, log_loss: Array) -> Array:
@@ -170,8 +211,11 @@ def refit_squares(model: JointFit, starts: Sequence[JointFit], log_loss: Array) 
 
     A law with a constant is also fitted without it, since a descent towards 0 is slow.
     """
-    best = np.full(len(log_loss), np.inf)
     whole = model.whole
+    if is_line(whole):
+        basis, _ = np.linalg.qr(whole.jacobian(np.zeros(len(whole.columns))))
+        return np.asarray(np.sum((log_loss - (log_loss @ basis) @ basis.T) ** 2, axis=1))
+    best = np.full(len(log_loss), np.inf)
     constants = [term.coefficient for term in whole.law.terms if not term.powers]
     reduced = whole.without([column for column in whole.columns if column.name in constants])
     for bound in [whole] if not constants else [whole, reduced]:

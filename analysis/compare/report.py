@@ -10,8 +10,9 @@ import numpy as np
 
 from analysis.compare.multipliers import Multiplier, Multipliers, multipliers
 from analysis.compare.nested import JointFit, NestedTest, nested_test
-from analysis.compare.slopes import Comparison, Groups, NoTest, SlopeTest, compare_slopes, joint, usable
+from analysis.compare.slopes import Groups, NoTest, SlopeTest, joint, usable
 from analysis.compare.surfaces import SurfaceComparison, Surfaces, compare_surfaces
+from analysis.compare.verdict import Comparison, compare_slopes
 from analysis.digits import estimate, number, probability, quantity, with_error
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
@@ -37,11 +38,15 @@ STEPS = {(0, 1): "", (1, 2): "none", (3, 4): "", (4, 5): "shared", (6, 7): "sepa
 PARTS = 1 + len(STEPS)
 """Of the work, for its progress."""
 MODEL_HEADER = ("model", "parameters", "sum of squares", "AICc", "note")
-STEP_HEADER = ("smaller model", "larger model", "F", "p (F)", "p (likelihood ratio)", "p (permutation)")
+STEP_HEADER = (
+    "smaller model", "larger model", "F", "p (F)", "p (likelihood ratio)", "p (permutation)",
+    "p (unequal noise)",
+)  # fmt: skip
 SLOPE_HEADER = ("irreducible loss", "structure", "exponent", "E")
 TESTED = (
     "Least squares on log loss. F is exact where there is no E; the likelihood-ratio p is too small with few "
-    "runs; permutations exchange the residuals of the smaller model."
+    "runs; permutations exchange the residuals of the smaller model. Unequal noise: a wild bootstrap, which "
+    "lets the noise of every run be of its own size, as the other tests do not."
 )
 RATIO_HEADER = ("structure", "against", "loss (nats/token)", "multiplier", "95 % interval")
 EFFECTIVE_HEADER = ("structure", "against", "of", "multiplier", "95 % interval")
@@ -158,11 +163,11 @@ def step_rows(steps: Sequence[tuple[str, str, NestedTest | None]]) -> list[list[
     rows = []
     for small, large, test in steps:
         if test is None:
-            rows.append([small, large, "-", "-", "-", "-"])
+            rows.append([small, large, *["-"] * 5])
             continue
-        share = "-" if test.permutation_p is None else _p(test.permutation_p)
+        sampled = ["-" if p is None else _p(p) for p in (test.permutation_p, test.wild_p)]
         statistic = f"F({test.constraints}, {test.dof}) = {test.statistic:.2f}"
-        rows.append([small, large, statistic, _p(test.f_p), _p(test.likelihood_ratio_p), share])
+        rows.append([small, large, statistic, _p(test.f_p), _p(test.likelihood_ratio_p), *sampled])
     return rows
 
 
@@ -177,15 +182,14 @@ def slope_rows(tests: Sequence[SlopeTest | NoTest]) -> list[list[str]]:
         if isinstance(test, NoTest):
             rows.append([test.hypothesis, f"no test: {test.reason}", "-", "-"])
             continue
-        for i, (structure, value) in enumerate(test.exponents.items()):
-            floor = test.irreducible.get(structure, test.irreducible.get("", 0.0))
+        for i, structure in enumerate(test.exponents):
             error = test.irreducible_se.get(structure, test.irreducible_se.get(""))
             rows.append(
                 [
                     test.hypothesis if i == 0 else "",
                     structure,
-                    with_error(value, test.standard_errors[structure]),
-                    with_error(floor, error, 3),
+                    test.words(structure),
+                    with_error(test.floor(structure), error, 3),
                 ]
             )
     return rows

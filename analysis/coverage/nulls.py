@@ -16,13 +16,13 @@ from analysis.coverage.simulate import NOISE, Tick
 from analysis.engine.newton import minimise
 from analysis.laws import IRREDUCIBLE, POWER
 
-NAMES = ("dense", "lowrank", "blockdense")
+NAMES = ("dense", "lowrank", "blockdense", "blockshuffle", "monarch")
 WIDE, NARROW = (1e17, 1e21), (1e18, 1e19)
 """Ranges of training FLOPs: over the one an irreducible loss shows, over the other hardly."""
 MIDDLE = 1e19
 ALPHA = {"none": 0.05, "shared": 0.15, "separate": 0.15}
-FLOORS = {"none": (0.0, 0.0, 0.0), "shared": (1.7, 1.7, 1.7), "separate": (1.7, 1.77, 1.84)}
-LEVELS = {"none": (3.0, 3.2, 2.9), "shared": (0.28, 0.32, 0.25), "separate": (0.28, 0.32, 0.25)}
+FLOORS = {"none": (0.0,) * 5, "shared": (1.7, 1.7, 1.7), "separate": (1.7, 1.77, 1.84)}
+LEVELS = {"none": (3.0, 3.2, 2.9, 3.1, 2.8), "shared": (0.28, 0.32, 0.25), "separate": (0.28, 0.32, 0.25)}
 """k C^-alpha at MIDDLE, for each structure."""
 OPEN_FLOOR = (
     "the points hardly identify E, which cannot be below 0 and so takes up less of the noise than a "

@@ -13,7 +13,7 @@ from scipy.special import gammaincinv
 
 from analysis.analyse import points
 from analysis.arrays import Array
-from analysis.compare.slopes import NoTest, detectable_difference, joint, slope_test
+from analysis.compare.slopes import NoTest, SlopeTest, detectable_difference, joint, slope_test
 from analysis.compare.slopes import usable as comparable
 from analysis.design.planned import grid_of
 from analysis.design.precision import (
@@ -49,29 +49,41 @@ class Entry:
     obtained: the residual noise of the fit besides, which is the fit's own standard error.
     detectable_promised, detectable: of a difference, what 80 of 100 such studies find; None of an exponent.
 
-    None where the runs do not allow it.
+    None where the runs do not allow it; what the fitted law makes of it also where its E is at the bound 0
+    (`detectable` also where E is hardly identified), since the fit's own error then holds for that E only.
     """
 
     what: str
     value: float
     promised: float | None
     with_runs: float | None
-    with_law: float
-    obtained: float
+    with_law: float | None
+    obtained: float | None
     detectable_promised: float | None = None
     detectable: float | None = None
 
     @property
     def ratio(self) -> float | None:
         """Obtained over promised."""
-        return None if self.promised is None else self.obtained / self.promised
+        return _over(self.obtained, self.promised)
 
     @property
-    def factors(self) -> tuple[float | None, float | None, float]:
+    def of_two(self) -> bool:
+        """Whether this is a difference of two exponents."""
+        return not self.what.startswith("alpha[")
+
+    @property
+    def factors(self) -> tuple[float | None, float | None, float | None]:
         """What the runs, the law and the noise make of it; their product is `ratio`."""
-        runs = None if self.promised is None or self.with_runs is None else self.with_runs / self.promised
-        law = None if self.with_runs is None else self.with_law / self.with_runs
-        return runs, law, self.obtained / self.with_law
+        return (
+            _over(self.with_runs, self.promised),
+            _over(self.with_law, self.with_runs),
+            _over(self.obtained, self.with_law),
+        )
+
+
+def _over(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one / other
 
 
 @dataclass(frozen=True)
@@ -242,18 +254,15 @@ def _view(hypothesis: str, promise: Promise, table: pd.DataFrame) -> View:
     if inverse is None:
         reason = "the parameters cannot be told apart"
         return View(hypothesis, (), reason, refused_before, said, {}, None, None, None)
-    labels = list(groups)
     stages = (
         before,
         then,
         _at(bound, phi, promise.noise, inverse),
         _at(bound, phi, test.residual_sd, inverse),
     )
-    entries = [_entry(stages, label, None, test.exponents[label], fit.dof) for label in labels]
-    first = labels[0]
-    for other in labels[1:]:
-        apart = test.exponents[first] - test.exponents[other]
-        entries.append(_entry(stages, first, other, apart, fit.dof))
+    first, *others = groups
+    entries = [_entry(stages, label, None, test) for label in groups]
+    entries += [_entry(stages, first, other, test) for other in others]
     fitted = {"alpha" if not group else f"alpha[{group}]": value for group, value in test.exponents.items()}
     if law.name == "irreducible":
         fitted |= {f"E[{group}]" if group else "E": value for group, value in test.irreducible.items()}
@@ -277,19 +286,23 @@ def _at(bound: Bound, phi: Array, noise: float, inverse: Array) -> Predicted:
 
 
 def _entry(
-    stages: Sequence[Predicted | Impossible | None], label: str, other: str | None, value: float, dof: int
+    stages: Sequence[Predicted | Impossible | None], label: str, other: str | None, test: SlopeTest
 ) -> Entry:
     errors = [
         one.error(contrast(one.bound, "alpha", label, other)) if isinstance(one, Predicted) else None
         for one in stages
     ]
     promised, with_runs, with_law, obtained = errors
-    assert with_law is not None and obtained is not None
+    if any(test.error(name) is None for name in (label, other) if name is not None):
+        with_law = obtained = None
+    value = test.exponents[label]
     if other is None:
         return Entry(f"alpha[{label}]", value, promised, with_runs, with_law, obtained)
     before = stages[0]
-    limit = None
+    limit = found = None
     if promised is not None and isinstance(before, Predicted):
         limit = detectable_difference(promised, before.dof)
-    found = detectable_difference(obtained, dof)
-    return Entry(f"{label} - {other}", value, promised, with_runs, with_law, obtained, limit, found)
+    if obtained is not None and not test.open:
+        found = detectable_difference(obtained, test.test.dof)
+    apart = value - test.exponents[other]
+    return Entry(f"{label} - {other}", apart, promised, with_runs, with_law, obtained, limit, found)

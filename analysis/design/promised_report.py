@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis.compare.slopes import HYPOTHESES
+from analysis.compare.verdict import HYPOTHESES
 from analysis.design.promised import Entry, Promised, View
 from analysis.digits import number, probability, significant, with_error
 from analysis.report import plain
@@ -32,8 +32,9 @@ METHOD = (
     "runs that finished in place of those planned (assumed law and noise), the fitted law in place of the "
     "assumed one (assumed noise), and the residual standard deviation of the fit in place of the assumed "
     "noise. Detectable: the smallest true difference that a two-sided t test at the 5 % level finds with "
-    "80 % probability. Between seeds: the pooled standard deviation of log loss of runs that differ "
-    "in their seed alone, with its 95 % interval; what the fit has beyond it is lack of fit."
+    "80 % probability. What was obtained is not known where E is at its bound 0. Between seeds: the pooled "
+    "standard deviation of log loss of runs that differ in their seed alone, with its 95 % interval; what "
+    "the fit has beyond it is lack of fit."
 )
 
 
@@ -43,7 +44,11 @@ def rows(found: Promised) -> list[list[str]]:
     for view in found.views:
         for i, one in enumerate(view.entries):
             factors = [_factor(part) for part in (one.ratio, *one.factors)]
-            cells = [NAMES[view.hypothesis] if i == 0 else "", one.what, with_error(one.value, one.obtained)]
+            cells = [
+                NAMES[view.hypothesis] if i == 0 else "",
+                one.what,
+                with_error(one.value, one.obtained, 3),
+            ]
             cells += [_two(one.promised), _two(one.obtained), *factors]
             out.append([*cells, _two(one.detectable_promised), _two(one.detectable)])
     return out
@@ -97,6 +102,8 @@ def _sentence(found: Promised, view: View) -> str:
         return f"{opening} there is no fit: {view.refused}."
     told = _told(view)
     ratios = [one.ratio for one in told if one.ratio is not None]
+    if not ratios and any(one.promised is not None for one in told):
+        return f"{opening} no standard errors are known to hold the promise against: {view.caution}."
     if not ratios:
         why = view.not_promised or "no reason is known"
         return f"{opening} nothing was promised ({why}); obtained: {_range(view)}."
@@ -112,11 +119,13 @@ def _sentence(found: Promised, view: View) -> str:
 
 def _told(view: View) -> list[Entry]:
     """What the verdict rests on: the differences between structures; without these the exponents."""
-    return [one for one in view.entries if one.detectable is not None] or list(view.entries)
+    return [one for one in view.entries if one.of_two] or list(view.entries)
 
 
 def _range(view: View) -> str:
-    errors = [one.obtained for one in view.entries]
+    errors = [one.obtained for one in view.entries if one.obtained is not None]
+    if not errors:
+        return f"no standard errors are known: {view.caution}"
     return f"standard errors from {significant(min(errors))} to {significant(max(errors))}"
 
 

@@ -150,9 +150,11 @@ def _exponents(panel: Analysis, view: str) -> dict[str, _Exponent]:
     if isinstance(test, SlopeTest):
         far = t_quantile(test.dof[1])
         return {
-            label: _Exponent(value, error, value - far * error, value + far * error)
+            label: _Exponent(value)
+            if error is None
+            else _Exponent(value, error, value - far * error, value + far * error)
             for label, value in test.exponents.items()
-            for error in [test.standard_errors[label]]
+            for error in [test.error(label)]
         }
     alone: dict[str, Fit | Refusal] = {"none": panel.power, "separate": panel.irreducible}.get(view, {})
     out = {}
@@ -206,14 +208,18 @@ def _words(panel: Analysis, view: str, given: str) -> list[str]:
     name = VIEWS[view]
     if view in ("given", "shared"):
         name += f": E = {with_error(test.irreducible[ALL], test.irreducible_se.get(ALL), 3)}"
-    found = (
-        f"equal exponents: p {probability(test.p_value)}; detectable from "
-        f"{number(test.detectable, test.detectable)}"
-    )
-    gone = view in ("shared", "separate") and 0.0 in test.irreducible.values()
-    bound = "; there, intervals hold for E = 0 only" if gone else ""
+    reach = "not known" if test.reach is None else f"from {number(test.reach, test.reach)}"
+    found = f"equal exponents: p {probability(test.p_value)}{_unequal(test)}; detectable {reach}"
+    gone = any(test.error(structure) is None for structure in test.exponents)
+    bound = "; no intervals there" if gone else ""
     origin = [given] if given and view == "given" else []
     return [name, *origin, found, *([test.caution + bound] if test.caution else [])]
+
+
+def _unequal(test: SlopeTest) -> str:
+    """The p of the test that allows for unequal noise, where it was made."""
+    p = test.test.wild_p
+    return "" if p is None else f" (unequal noise: {probability(p).removeprefix('= ')})"
 
 
 def _limits(panel: Analysis, views: Views) -> tuple[float, float]:

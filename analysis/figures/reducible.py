@@ -153,7 +153,7 @@ def _floor(panel: Analysis, hypothesis: str, given: str) -> Floor | str:
     return Floor(
         values,
         errors,
-        {label: (value, test.standard_errors[label]) for label, value in test.exponents.items()},
+        {label: (value, test.error(label)) for label, value in test.exponents.items()},
         _joint_curves(panel, hypothesis, values),
         "; ".join(note for note in notes if note),
     )

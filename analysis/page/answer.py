@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from analysis.compare.slopes import LEVEL, Comparison, NoTest, SlopeTest, conditional, telling
-from analysis.digits import number, probability, with_error
+from analysis.compare.slopes import LEVEL, NoTest, SlopeTest
+from analysis.compare.verdict import Comparison, telling
+from analysis.digits import number, probability
 from analysis.page.content import Cell, PageTable
 
 VIEWS = {
@@ -26,7 +27,8 @@ HEADER = (
 NOTE = (
     "Exponents are those of held-out loss in training FLOPs, ± standard error of the joint fit, whose noise "
     "is pooled over structures. A detectable difference is found with 80 % probability at the 5 % level. "
-    "Where E is at its bound 0, errors hold for E = 0 only, and what is detectable is not known."
+    "Where E is at its bound 0, neither errors nor what is detectable are known. p takes noise to be equal "
+    "for all runs; where a wild bootstrap, which does not, decides otherwise, that is said."
 )
 
 
@@ -43,7 +45,8 @@ def answer(comparison: Comparison, baseline: str) -> Answer:
 
     A structure counts as steeper, or flatter, where equality of all is rejected and its own difference to the
     baseline is larger than chance allows at the 5 % level, Bonferroni's correction for several structures
-    included: that equality of all is rejected does not say which of them differs.
+    included: that equality of all is rejected does not say which of them differs. Where it is not rejected
+    once noise may be unequal, none counts.
 
     Args:
         comparison: the tests.
@@ -72,7 +75,7 @@ def answer(comparison: Comparison, baseline: str) -> Answer:
 
 def _apart(test: SlopeTest, baseline: str, sign: int) -> list[str]:
     """The structures that are steeper (sign +1) or flatter (-1) than the baseline, beyond chance."""
-    if not test.rejected or baseline not in test.exponents:
+    if not test.rejected or test.doubt or baseline not in test.exponents:
         return []
     others = [name for name in test.exponents if name != baseline]
     quantile = float(stdtrit(test.test.dof, 1 - LEVEL / (2 * len(others))))
@@ -123,13 +126,12 @@ def hypotheses(comparison: Comparison) -> PageTable | None:
 
 
 def _exponents(test: SlopeTest) -> str:
-    return "\n".join(
-        f"{name} {with_error(value, test.standard_errors[name])}" for name, value in test.exponents.items()
-    )
+    return "\n".join(f"{name} {test.words(name)}" for name in test.exponents)
 
 
 def _numbers(test: SlopeTest) -> list[str]:
     largest = max(test.exponents.values()) - min(test.exponents.values())
     outcome = f"rejected; steepest: {_steepest(test)}" if test.rejected else "not rejected"
-    limit = "-" if conditional(test) else number(test.detectable, test.detectable)
+    limit = "-" if test.reach is None else number(test.reach, test.reach)
+    outcome += test.doubt
     return [number(largest, test.detectable), limit, probability(test.p_value).removeprefix("= "), outcome]

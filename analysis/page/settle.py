@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.compare.slopes import Comparison, SlopeTest, conditional, telling
+from analysis.compare.slopes import SlopeTest
+from analysis.compare.verdict import Comparison, telling
 from analysis.design.additions import Additions, Goal, cheapest
 from analysis.design.planned import assume, grid_of
 from analysis.design.precision import Assumed, Grid, Impossible, design, usable
@@ -71,7 +72,7 @@ def settle(kind: str, comparison: Comparison, runs: Runs) -> Settle:
 
 def _first(test: SlopeTest) -> str:
     found, limit = _difference(test), test.detectable
-    if conditional(test):
+    if test.open:
         view = VIEWS[test.hypothesis].capitalize()
         return f"{view}: {test.caution}; so what these runs could detect is not known."
     below = "below" if found < limit else "above"
@@ -89,7 +90,7 @@ def _ways(test: SlopeTest, runs: Runs) -> list[Way]:
     """More seeds of the same runs, and the cheapest runs to add, for one view; none where it is rejected."""
     if test.rejected:
         return []
-    if conditional(test):
+    if test.open:
         # A price would rest on an E from the literature in place of these runs.
         return [Way(test.hypothesis, "no price: these runs do not identify E", None, None, None)]
     law = POWER if test.hypothesis in ("none", "given") else IRREDUCIBLE

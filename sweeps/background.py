@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeps.hints import hint
 from sweeps.ledger import Ledger
 from sweeps.mirrored import default_uri, is_mirrored
 from sweeps.slot import PACKAGE_ROOT, program
@@ -110,7 +111,7 @@ class BackgroundMirror:
         for line in self._lines():
             problem = line.get("problem")
             if problem is not None and problem != self._told:
-                self.say(f"MLflow mirror: {problem}; run 'python -m sweeps sync {self.sweep.argument}' later")
+                self._later(problem)
             self._told = problem
 
     def finish(self, interrupted: bool, seconds: float = FINAL_SECONDS) -> None:
@@ -132,7 +133,10 @@ class BackgroundMirror:
         else:
             problem = f"ended with exit code {self._process.returncode}" if self._process.returncode else None
         if problem is not None:
-            self.say(f"MLflow mirror: {problem}; run 'python -m sweeps sync {self.sweep.argument}' later")
+            self._later(problem)
+
+    def _later(self, problem: str) -> None:
+        self.say(f"MLflow mirror: {problem}; run '{hint(f'sync {self.sweep.argument}', self.results)}' later")
 
     def _await_end(self, process: subprocess.Popen[bytes], limit: float) -> None:
         began, told = time.monotonic(), False

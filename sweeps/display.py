@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.hints import hint
 from sweeps.ledger import Ledger
 from sweeps.plan import PlannedRun, wall_seconds
 from sweeps.text import count, plural
@@ -150,7 +151,7 @@ class TerminalView:
         if seconds:
             words.append(duration(seconds))
         if state == "failed":
-            words.append(f"see: python -m sweeps logs {run.id}")
+            words.append(f"see: {hint(f'logs {run.id}', self.ledger.results)}")
         if state == "done" and self._live is None:
             words.append(f"{duration(self.seconds_left())} left")
         line = "  ".join(word for word in words if word)

@@ -105,8 +105,8 @@ class Roster:
 
     @property
     def command(self) -> str:
-        """What goes on with it."""
-        return f"python -m sweeps {'search' if self.study else 'run'} {self.argument}"
+        """What goes on with it, as words of the command line."""
+        return f"{'search' if self.study else 'run'} {self.argument}"
 
     def expand(self) -> None:
         """Fill the cards from the sweep file, once; SweepError or TrainerError where that cannot be done."""

@@ -14,6 +14,7 @@ from sweeps.background import mirror_of
 from sweeps.cluster import Batch, array_batch, then_batch
 from sweeps.clusterfile import SlurmSettings, slurm_settings
 from sweeps.errors import SweepError
+from sweeps.hints import hint
 from sweeps.launch import EXIT_DONE, Ending, prepare_corpora
 from sweeps.layout import Layout, plan_layout
 from sweeps.ledger import MAX_ATTEMPTS, Ledger
@@ -225,7 +226,8 @@ def submit(
         raise SweepError(_refused(record, submission.arrays))
     if not todo:
         return Ending(EXIT_DONE, f"{_nothing(plan, queued)}\nthen: fit and figures in job {record.then}")
-    return Ending(EXIT_DONE, _said(submission, record, len(todo), known.source, time.monotonic() - began))
+    seconds = time.monotonic() - began
+    return Ending(EXIT_DONE, _said(submission, record, len(todo), known.source, seconds, results))
 
 
 def _session(overview: Overview, runs: Sequence[PlannedRun], known: Known) -> Session:
@@ -329,7 +331,9 @@ def _refused(record: Record, arrays: Sequence[Array]) -> str:
     )
 
 
-def _said(submission: Submission, record: Record, runs: int, source: Source, seconds: float) -> str:
+def _said(
+    submission: Submission, record: Record, runs: int, source: Source, seconds: float, results: Path
+) -> str:
     jobs = sum(len(array.jobs) for array in submission.arrays)
     argument = submission.argument
     lines = [
@@ -337,8 +341,8 @@ def _said(submission: Submission, record: Record, runs: int, source: Source, sec
         f"({plural(len(submission.arrays), 'array')}: {', '.join(record.job_ids)}) in {duration(seconds)}",
         f"the jobs run {source.label}",
         *([f"then: fit and figures in job {record.then}"] if record.then else []),
-        f"follow: python -m sweeps status {argument}   python -m sweeps logs -f {argument}",
-        f"stop:   python -m sweeps cancel {argument}   (the same command as now goes on)",
+        f"follow: {hint(f'status {argument}', results)}   {hint(f'logs -f {argument}', results)}",
+        f"stop:   {hint(f'cancel {argument}', results)}   (the same command as now goes on)",
     ]
     return "\n".join(lines)
 

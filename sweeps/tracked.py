@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO
 
+from sweeps.hints import hint
 from sweeps.machine import step_back
 from sweeps.slot import PACKAGE_ROOT, program
 
@@ -50,7 +51,8 @@ class BackgroundExport:
         command: Sequence[str] = ANALYSIS,
         root: Path = PACKAGE_ROOT,
     ) -> None:
-        self.sweep, self.results, self.say, self.every = sweep, results.resolve(), say, every
+        self.sweep, self.given, self.say, self.every = sweep, results, say, every
+        self.results = results.resolve()
         self.table = self.results / "tables" / f"{sweep}_runs.csv"
         self.interrupted = False
         """Whether Ctrl-C ended it before it was done."""
@@ -154,7 +156,8 @@ class BackgroundExport:
     def _tell(self, problem: str) -> None:
         """Say a problem, once as long as it stays the same."""
         if problem != self._told:
-            self.say(f"table of runs: {problem}; 'python -m analysis export {self.sweep}' writes it")
+            export = hint(f"export {self.sweep}", self.given, "analysis")
+            self.say(f"table of runs: {problem}; '{export}' writes it")
         self._told = problem
 
     def _finished_in_table(self) -> set[str] | None:

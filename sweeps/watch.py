@@ -5,7 +5,6 @@ It only reads run folders, so that it shows other processes, Slurm jobs and othe
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from sweeps.display import pace_of, seconds_left
 from sweeps.errors import SweepError
+from sweeps.hints import hint
 from sweeps.ledger import Ledger
 from sweeps.observe import MISREAD, STALE, Observer, Seen
 from sweeps.plan import wall_seconds
@@ -294,13 +294,8 @@ class Watch:
     def _in_trouble(self, run_id: str, one: Seen) -> Trouble:
         message = " ".join(str(one.message).split())
         verb = "logs" if one.state in ("failed", STALE) else "show"
-        command = f"python -m sweeps {verb} {run_id}{self._where}"
+        command = hint(f"{verb} {run_id}", self.results)
         return Trouble(run_id, self._name(run_id), one.state, message, command)
-
-    @property
-    def _where(self) -> str:
-        usual = Path(os.environ.get("SCALING_RESULTS") or "results")
-        return "" if self.results == usual else f" --results {self.results}"
 
     def _nothing_left(self, mine: Iterable[str], now: Mapping[str, Seen]) -> bool:
         """Whether all is over: of the sweeps that trained while we looked, where any did."""
@@ -316,7 +311,7 @@ class Watch:
         if not self._trained:
             return "nothing runs yet; waiting"
         waiting = [roster for roster in live if any(self._open(run_id, now) for run_id in roster.ids)]
-        goes_on = f"; '{waiting[0].command}' goes on" if waiting else ""
+        goes_on = f"; '{hint(waiting[0].command, self.results)}' goes on" if waiting else ""
         return f"nothing runs now{goes_on}"
 
 

@@ -267,7 +267,7 @@ def test_an_outage_is_one_warning_and_bounded(overview: Overview, results: Path)
     background.finish(interrupted=False)
     assert time.monotonic() - began < 10
     assert len([line for line in said if "does not answer" in line]) == 1
-    assert f"run 'python -m sweeps sync {sweep.path}' later" in said[0]
+    assert f"run 'python -m sweeps sync {sweep.path} --results {results}' later" in said[0]
 
 
 def test_a_torn_record_is_one_line(results: Path) -> None:

@@ -102,7 +102,8 @@ def test_polling_never_waits(results: Path) -> None:
     assert process is not None and process.poll() is None
     one.export.finish(["a"], seconds=0.3)
     assert process.returncode == -signal.SIGKILL
-    assert one.said == ["table of runs: not written in time; 'python -m analysis export lab' writes it"]
+    export = f"python -m analysis export lab --results {results}"
+    assert one.said == [f"table of runs: not written in time; '{export}' writes it"]
 
 
 def test_an_export_that_hangs_is_ended_while_the_sweep_goes_on(
@@ -125,9 +126,8 @@ def test_a_failure_is_one_line_however_often_it_happens(results: Path) -> None:
     for _ in range(3):
         one.export.ended()
         one.export.finish(["a"])
-    assert one.said == [
-        "table of runs: not written (the disk is full; free some); 'python -m analysis export lab' writes it"
-    ]
+    export = f"python -m analysis export lab --results {results}"
+    assert one.said == [f"table of runs: not written (the disk is full; free some); '{export}' writes it"]
     absent = BackgroundExport("lab", results, one.said.append, command=("/no/such/program",))
     absent.finish(["a"])
     assert "No such file" in one.said[1]

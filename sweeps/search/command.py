@@ -14,6 +14,7 @@ import typer
 
 from sweeps.background import BackgroundMirror, mirror_of
 from sweeps.errors import SweepError
+from sweeps.hints import hint
 from sweeps.launch import EXIT_DONE, EXIT_INTERRUPTED, EXIT_UNFINISHED, Ending, prepare_corpora
 from sweeps.layout import Layout, layout_or_guess, plan_layout, with_options
 from sweeps.ledger import Ledger
@@ -172,7 +173,7 @@ class _Work:
         """Have it done."""
         began = time.monotonic()
         background = BackgroundMirror(mirror_of(self.study), self.results, _say) if self._mirrors else None
-        view = StudyView(self.searched, most)
+        view = StudyView(self.searched, most, self.results)
         flight: LocalFlight | SlurmFlight
         if cluster is not None:
 
@@ -268,7 +269,8 @@ class _Work:
 
         many = export_sweep(self.study, self.searched, self.options.export)
         lines.append(
-            f"{plural(many, 'winner')} in {self.options.export}: python -m sweeps plan {self.options.export}"
+            f"{plural(many, 'winner')} in {self.options.export}: "
+            f"{hint(f'plan {self.options.export}', self.results)}"
         )
 
     def _ending(self, outcome: str, seconds: float, slurm: bool) -> Ending:
@@ -284,13 +286,15 @@ class _Work:
         line += f" ({plural(repeats, 'proposal')} repeated at no cost)" if repeats else ""
         line += f"; {duration(seconds)}"
         if outcome != "finished":
-            jobs = f"; its jobs go on ('python -m sweeps cancel {self.study.argument}' stops them)"
+            cancel = hint(f"cancel {self.study.argument}", self.results)
+            jobs = f"; its jobs go on ('{cancel}' stops them)"
             jobs = jobs if slurm and outcome == "interrupted" else ""
             return Ending(
                 EXIT_INTERRUPTED, f"{outcome}: {line}; {self.left} to go{jobs}; the same command goes on"
             )
         self._export(lines)
-        lines.append(f"tables: {self.folder}; python -m analysis export {self.study.name} draws on them")
+        export = hint(f"export {self.study.name}", self.results, "analysis")
+        lines.append(f"tables: {self.folder}; {export} draws on them")
         whole = all(one.best is not None for one in self.searched) and "failed" not in states
         return Ending(EXIT_DONE if whole else EXIT_UNFINISHED, "\n".join([*lines, line]))
 
@@ -331,9 +335,8 @@ def _owned(results: Path, study: Study, take: bool) -> Iterator[Path]:
         lock.acquire(timeout=0)
     except Timeout:
         raise SweepError(
-            f"{study.name}: another process searches in {folder}; follow it with 'python -m sweeps "
-            f"status --watch "
-            f"{study.argument}'"
+            f"{study.name}: another process searches in {folder}; follow it with "
+            f"'{hint(f'status --watch {study.argument}', results)}'"
         ) from None
     except OSError:
         with io_errors(folder / LOCK):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.display import COLOURS, LINE_SECONDS, progress_texts
+from sweeps.hints import hint
 from sweeps.search.searched import Searched, Trial
 from sweeps.search.shapes import said
 from sweeps.text import plural
@@ -27,10 +29,11 @@ class StudyView:
     Args:
         searched: its cells.
         slots: trials in flight at a time.
+        results: results folder.
     """
 
-    def __init__(self, searched: Sequence[Searched], slots: int) -> None:
-        self.searched, self.slots = searched, slots
+    def __init__(self, searched: Sequence[Searched], slots: int, results: Path) -> None:
+        self.searched, self.slots, self.results = searched, slots, results
         self.console = Console(stderr=True)
         self._flying: dict[str, tuple[Searched, Trial]] = {}
         self._facts: dict[str, dict[str, Any]] = {}
@@ -103,7 +106,7 @@ class StudyView:
             self._facts.pop(run_id, None)
             if event["state"] == "failed":
                 message = event.get("message", "")
-                self.say(f"failed    {run_id}  {message}  see: python -m sweeps logs {run_id}")
+                self.say(f"failed    {run_id}  {message}  see: {hint(f'logs {run_id}', self.results)}")
 
     def waiting(self, owners: Mapping[str, str]) -> None:
         """Only runs of other launchers are left."""

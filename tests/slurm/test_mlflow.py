@@ -148,7 +148,7 @@ def test_a_server_that_never_was(slurm: Lab, tmp_path: Path) -> None:
     assert sweep.losses() == undisturbed(sweep)
     logs = sweep.logs()
     assert logs.count(f"MLflow at {server.uri} does not answer") == 2
-    assert logs.count(f"run 'python -m sweeps sync {sweep.file}' later") == 2
+    assert logs.count(f"run 'python -m sweeps sync {sweep.file}") == 2
     assert "does not answer" in sweep("sync", str(sweep.file), code=2)
     try:
         server.start()

@@ -200,7 +200,7 @@ def test_interrupted_and_cancelled(slurm: Lab, tmp_path: Path) -> None:
     owner.send_signal(signal.SIGINT)
     said = end_of(owner, 20, code=130)
     assert (
-        "interrupted: 0 trials" in said and f"its jobs go on ('python -m sweeps cancel {study.file}'" in said
+        "interrupted: 0 trials" in said and f"its jobs go on ('python -m sweeps cancel {study.file}" in said
     )
     assert sum(job["live"] for job in study.jobs()) == 2
     owner = study.owner()

@@ -83,12 +83,13 @@ def bootstrap_tail(dof: int, parameters: int, confidence: float = CONFIDENCE) ->
 
 
 def gradient(function: Function, phi: Array) -> Array:
-    """Derivatives of a quantity by central differences, shape (..., p)."""
+    """Derivatives of a quantity by central differences, shape (..., p); NaN where it is infinite."""
     steps = STEP * np.maximum(1.0, np.abs(phi))
-    columns = [
-        (function(phi + e) - function(phi - e)) / (2 * step)
-        for e, step in zip(np.diag(steps), steps, strict=True)
-    ]
+    with np.errstate(invalid="ignore"):
+        columns = [
+            (function(phi + e) - function(phi - e)) / (2 * step)
+            for e, step in zip(np.diag(steps), steps, strict=True)
+        ]
     return np.stack(columns, axis=-1)
 
 

@@ -162,6 +162,18 @@ def test_rising_loss_has_a_line_with_a_warning_and_no_floor() -> None:
     assert isinstance(constant, Refusal) and constant.reason == "the loss does not vary"
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_coefficient_beyond_all_numbers_is_infinite_and_no_warning() -> None:
+    # So steep a curve over so short a range far from 1 FLOP has its k at 1e1270.
+    flops = np.geomspace(1e21, 1.05e21, 6)
+    found = fitted("power", flops, 3 * (flops / 1e21) ** -60 * (1 + 0.01 * (-1.0) ** np.arange(6)))
+    assert found.value("alpha") == pytest.approx(60, abs=1) and found.value("k") == math.inf
+    assert found.standard_errors is not None and found.standard_errors["alpha"] == pytest.approx(
+        0.29, abs=0.01
+    )
+    assert isinstance(fit("irreducible", flops, 3 * (flops / 1e21) ** -60), Fit)
+
+
 def test_bad_arrays_are_user_mistakes() -> None:
     for flops, loss in (([1.0, 2.0], [1.0]), ([1.0, 2, 3], [1.0, -2, 3]), ([1.0, 2, np.nan], [1.0, 2, 3])):
         with pytest.raises(AnalysisError):

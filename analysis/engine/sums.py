@@ -179,6 +179,8 @@ class Bound:
     def natural(self, phi: Array) -> Array:
         """Parameters as the formula has them, coefficients at variable = 1 in their own units.
 
+        A coefficient that lies beyond float64, since no point is anywhere near 1, is infinite.
+
         Args:
             phi: centred and logarithmic, shape (..., p).
         """
@@ -186,7 +188,8 @@ class Bound:
         for place, column in enumerate(self.columns):
             if column.name in self.law.exponents:
                 continue
-            out[..., place] = np.exp(phi[..., place] + phi @ self._shift(column))
+            with np.errstate(over="ignore"):
+                out[..., place] = np.exp(phi[..., place] + phi @ self._shift(column))
         return out
 
     def natural_jacobian(self, phi: Array) -> Array:

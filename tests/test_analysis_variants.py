@@ -56,6 +56,7 @@ def curves(results: Path) -> list[str]:
     return structures_of(runs_table(results, "g").table)
 
 
+@pytest.mark.slow
 def test_learning_rates_are_curves_of_their_own(tmp_path: Path) -> None:
     axes = {
         "preset": list(SIZES), "structure": ["dense", "lowrank-63"], "optim.peak_lr": [0.016, 0.008],

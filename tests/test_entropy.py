@@ -34,7 +34,7 @@ def excess(steps: int, folder: Path, structure: str) -> tuple[float, float]:
     return result["val_loss"] - result["entropy_rate"], result["val_loss_se"]
 
 
-@pytest.mark.parametrize("structure", ["dense", "lowrank-63"])
+@pytest.mark.parametrize("structure", ["dense", pytest.param("lowrank-63", marks=pytest.mark.slow)])
 def test_the_loss_approaches_the_entropy_rate_from_above(tmp_path: Path, structure: str) -> None:
     early, short, long = (excess(steps, tmp_path, structure) for steps in (15, 50, 300))
     assert early[0] > short[0] + 3 * short[1]

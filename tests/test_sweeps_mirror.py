@@ -196,6 +196,7 @@ def test_a_server_that_refuses_is_one_line_within_seconds(cli: Cli, write_sweep:
     assert "no folder" in cli.mistake("sync", str(write_sweep()), "--uri", "sqlite:////no/such/folder/x.db")
 
 
+@pytest.mark.slow
 def test_a_store_that_refuses_is_one_line(overview: Overview, results: Path) -> None:
     (results / "mlflow.db").write_text("this is no database, and was not made by MLflow")
     with pytest.raises(MirrorError, match="MLflow at sqlite") as caught:
@@ -361,6 +362,7 @@ def test_a_deleted_store_gets_its_report_back(
     assert report_says(default_uri(results.with_name("restored")), tmp_path / "two") == first
 
 
+@pytest.mark.slow
 def test_artifacts_that_cannot_be_written_are_one_warning(
     overview: Overview, results: Path, store: Path, cli: Cli
 ) -> None:

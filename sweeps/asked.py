@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,7 +146,7 @@ def find(
 def refuse_study(file: Sweep) -> None:
     """SweepError where a study is given for a sweep."""
     if type(file) is not Sweep:
-        command = f"python -m sweeps search {file.argument}"
+        command = f"python -m sweeps search {shlex.quote(file.argument)}"
         raise SweepError(f"{file.source}: is a study; take '{command}' (--dry-run prices it)")
 
 

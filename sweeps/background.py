@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.hints import hint
 from sweeps.ledger import Ledger
 from sweeps.mirrored import default_uri, is_mirrored
 from sweeps.slot import PACKAGE_ROOT, program
 from sweeps.sweepfile import Sweep
+from trainer.hints import hint
 
 EVERY_SECONDS = 30.0
 FINAL_SECONDS = 120.0
@@ -136,7 +136,8 @@ class BackgroundMirror:
             self._later(problem)
 
     def _later(self, problem: str) -> None:
-        self.say(f"MLflow mirror: {problem}; run '{hint(f'sync {self.sweep.argument}', self.results)}' later")
+        sync = hint(["sync", self.sweep.argument], self.results)
+        self.say(f"MLflow mirror: {problem}; run '{sync}' later")
 
     def _await_end(self, process: subprocess.Popen[bytes], limit: float) -> None:
         began, told = time.monotonic(), False

@@ -228,7 +228,7 @@ def retry(target: str, results: Path) -> None:
             reset += 1
     if busy:
         print(f"{plural(len(busy), 'run')} under way left alone")
-    print(f"{plural(reset, 'run')} will be tried again by 'python -m sweeps run' or 'search'")
+    print(f"{plural(reset, 'run')} will be tried again by 'run' or 'search' of a sweep that has them")
 
 
 def cancel(sweep: str, results: Path) -> None:

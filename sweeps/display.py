@@ -16,7 +16,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.hints import hint
 from sweeps.ledger import Ledger
 from sweeps.plan import PlannedRun, wall_seconds
 from sweeps.text import count, plural
@@ -24,6 +23,7 @@ from sweeps.varied import said
 from trainer.commandline import duration
 from trainer.curriculum import shortfall
 from trainer.errors import RunDirError
+from trainer.hints import hint
 
 LINE_SECONDS = 15.0
 COLOURS = {
@@ -151,7 +151,7 @@ class TerminalView:
         if seconds:
             words.append(duration(seconds))
         if state == "failed":
-            words.append(f"see: {hint(f'logs {run.id}', self.ledger.results)}")
+            words.append(f"see: {hint(['logs', run.id], self.ledger.results)}")
         if state == "done" and self._live is None:
             words.append(f"{duration(self.seconds_left())} left")
         line = "  ".join(word for word in words if word)

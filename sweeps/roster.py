@@ -104,9 +104,9 @@ class Roster:
         self._seconds: dict[str, float] = {}
 
     @property
-    def command(self) -> str:
+    def command(self) -> tuple[str, str]:
         """What goes on with it, as words of the command line."""
-        return f"{'search' if self.study else 'run'} {self.argument}"
+        return "search" if self.study else "run", self.argument
 
     def expand(self) -> None:
         """Fill the cards from the sweep file, once; SweepError or TrainerError where that cannot be done."""

@@ -14,7 +14,6 @@ from sweeps.background import mirror_of
 from sweeps.cluster import Batch, array_batch, then_batch
 from sweeps.clusterfile import SlurmSettings, slurm_settings
 from sweeps.errors import SweepError
-from sweeps.hints import hint
 from sweeps.launch import EXIT_DONE, Ending, prepare_corpora
 from sweeps.layout import Layout, plan_layout
 from sweeps.ledger import MAX_ATTEMPTS, Ledger
@@ -32,6 +31,7 @@ from sweeps.text import plural
 from trainer.commandline import duration
 from trainer.config import RunConfig
 from trainer.execution import processor_name
+from trainer.hints import hint
 
 KNOWN_RESULTS = 200
 SUBMIT_LIMIT = "job submit limit"
@@ -341,8 +341,8 @@ def _said(
         f"({plural(len(submission.arrays), 'array')}: {', '.join(record.job_ids)}) in {duration(seconds)}",
         f"the jobs run {source.label}",
         *([f"then: fit and figures in job {record.then}"] if record.then else []),
-        f"follow: {hint(f'status {argument}', results)}   {hint(f'logs -f {argument}', results)}",
-        f"stop:   {hint(f'cancel {argument}', results)}   (the same command as now goes on)",
+        f"follow: {hint(['status', argument], results)}   {hint(['logs', '-f', argument], results)}",
+        f"stop:   {hint(['cancel', argument], results)}   (the same command as now goes on)",
     ]
     return "\n".join(lines)
 

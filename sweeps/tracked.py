@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO
 
-from sweeps.hints import hint
 from sweeps.machine import step_back
 from sweeps.slot import PACKAGE_ROOT, program
+from trainer.hints import hint
 
 EVERY_SECONDS = 60.0
 FINAL_SECONDS = 120.0
@@ -156,7 +156,7 @@ class BackgroundExport:
     def _tell(self, problem: str) -> None:
         """Say a problem, once as long as it stays the same."""
         if problem != self._told:
-            export = hint(f"export {self.sweep}", self.given, "analysis")
+            export = hint(["export", self.sweep], self.given, "analysis")
             self.say(f"table of runs: {problem}; '{export}' writes it")
         self._told = problem
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from sweeps.display import pace_of, seconds_left
 from sweeps.errors import SweepError
-from sweeps.hints import hint
 from sweeps.ledger import Ledger
 from sweeps.observe import MISREAD, STALE, Observer, Seen
 from sweeps.plan import wall_seconds
@@ -24,6 +23,7 @@ from sweeps.session import recorded_sweeps
 from sweeps.text import plural
 from trainer.commandline import duration
 from trainer.errors import TrainerError
+from trainer.hints import hint
 
 OPEN = frozenset({"new", "preempted", STALE})
 """States of runs that the next worker takes, whatever it works for (see Watch._open)."""
@@ -294,7 +294,7 @@ class Watch:
     def _in_trouble(self, run_id: str, one: Seen) -> Trouble:
         message = " ".join(str(one.message).split())
         verb = "logs" if one.state in ("failed", STALE) else "show"
-        command = hint(f"{verb} {run_id}", self.results)
+        command = hint([verb, run_id], self.results)
         return Trouble(run_id, self._name(run_id), one.state, message, command)
 
     def _nothing_left(self, mine: Iterable[str], now: Mapping[str, Seen]) -> bool:

@@ -13,6 +13,7 @@ from test_products import command, lost_sweep
 
 from analysis.analyse import analyse
 from analysis.compare.slopes import SlopeTest
+from analysis.compare.verdict import telling
 from analysis.page.answer import answer, hypotheses
 from analysis.page.gather import gather
 from analysis.page.parts import Record, cost_table, losses, read_record, run_table
@@ -73,6 +74,53 @@ def test_an_answer_that_hangs_on_the_irreducible_loss_says_so() -> None:
     found = answer(comparison, "dense")
     # The curves bend, so the test without E does not count, and the others do not reject.
     assert found.kind == "open"
+
+
+def bent(exponents: dict[str, float], noise: float) -> Runs:
+    """Curves that bend downwards, so that no irreducible loss above 0 fits."""
+    table = planted(exponents, noise, seeds=3).table
+    table["val_loss"] *= np.exp(-0.0006 * np.log(table["train_flops"] / 1e15) ** 2)
+    return Runs(table)
+
+
+def test_where_no_errors_are_known_no_structure_of_several_is_named() -> None:
+    several = analyse(bent({"dense": 0.05, "lowrank-63": 0.05, "lowrank-32": 0.08}, 0.001), "x").comparison
+    shared = several.tests[1]
+    assert isinstance(shared, SlopeTest) and shared.rejected and shared.error("dense") is None
+    found = answer(several, "dense")
+    assert found.kind == "mixed"
+    assert "lowrank-32 scales steeper without an irreducible loss" in found.headline
+    assert "not known, for E is at its bound 0" in found.headline and "every assumption" not in found.headline
+    table = hypotheses(several)
+    assert table is not None and "±" in table.rows[0][1].text and "±" not in table.rows[1][1].text
+    two = analyse(bent({"dense": 0.05, "lowrank-32": 0.08}, 0.001), "x").comparison
+    first, second = two.tests[:2]
+    assert isinstance(second, SlopeTest) and second.rejected and second.error("dense") is None
+    # Of two, rejected equality says which: no error is needed.
+    assert "lowrank-32 scales steeper" in answer(two, "dense").headline
+    assert isinstance(first, SlopeTest) and first.rejected
+
+
+def test_an_answer_that_hangs_on_equal_noise_says_so() -> None:
+    for seed in range(60):
+        table = planted({"dense": 0.05, "lowrank-32": 0.052}, 0.0, seeds=3).table
+        last = table["train_flops"] == table["train_flops"].max()
+        sd = np.where(last, 0.03, 0.005)
+        noise = np.random.default_rng(seed).standard_normal(len(table))
+        runs = Runs(table.assign(val_loss=table["val_loss"] * np.exp(sd * noise)))
+        comparison = analyse(runs, "x").comparison
+        found = answer(comparison, "dense")
+        doubtful = [test for test in telling(comparison.tests) if test.rejected and test.doubt]
+        if doubtful and "steeper" in found.headline:
+            break
+    else:
+        raise AssertionError("no such table in 60")
+    assert found.kind == "mixed" and "This takes noise to be equal for all runs" in found.headline
+    words = settle(found.kind, comparison, runs).words
+    assert any("more seeds at every size would tell" in text for text in words)
+    told = hypotheses(comparison)
+    assert told is not None
+    assert told.rows[0][-1].text.startswith("rejected, not confirmed where noise may be unequal; steepest")
 
 
 def test_seeds_that_would_settle_it_make_the_difference_detectable() -> None:

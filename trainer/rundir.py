@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunDirError
+from trainer.hints import hint
 
 CONFIG, STATUS, ENV, METRICS, RESULT, ERROR = (
     "config.json",
@@ -127,7 +128,8 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
     Raises RunDirError, naming the file and the remedy, where result.json is not what was written.
     """
     path = run_dir / RESULT
-    remedy = f"'python -m sweeps retry {run_dir.name}' moves it aside and evaluates again from the checkpoint"
+    retry = hint(["retry", run_dir.name], run_dir.parent.parent)
+    remedy = f"'{retry}' moves it aside and evaluates again from the checkpoint"
     try:
         result = read_json(path)
     except RunDirError:

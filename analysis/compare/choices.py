@@ -28,7 +28,8 @@ CONVENTIONS = {
 VIEWS = {"none": "no E", "given": "E given", "shared": "one E", "separate": "E each"}
 NOTE = (
     "p of equal slopes by F tests of nested least-squares fits of log loss, under each view of the "
-    "irreducible loss, and slopes without it. The first line is the analysis; the others say what hangs on a "
+    "irreducible loss, and slopes without it; in brackets that of a wild bootstrap, which lets noise be "
+    "unequal, where it decides otherwise. The first line is the analysis; the others say what hangs on a "
     "choice, and are not further chances to reject."
 )
 
@@ -101,9 +102,16 @@ def choices_table(found: Sequence[Choice], name: str, structures: Sequence[str])
             else "-"
             for s in structures
         ]
-        p = ["-" if test is None else probability(test.p_value).removeprefix("= ") for test in tests]
+        p = ["-" if test is None else _p(test) for test in tests]
         rows.append([choice.name, str(choice.runs), *p, *slopes])
     return Table(header, rows, f"{name}: equality of slopes under other choices.", (NOTE,))
+
+
+def _p(test: SlopeTest) -> str:
+    """P of F, and of the wild bootstrap where it decides otherwise."""
+    words = probability(test.p_value).removeprefix("= ")
+    wild = test.test.wild_p
+    return f"{words} ({probability(wild).removeprefix('= ')})" if test.doubt and wild is not None else words
 
 
 def choices_texts(found: Sequence[Choice], runs: Runs, name: str) -> dict[str, str]:

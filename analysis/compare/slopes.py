@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import gammaincinv, ndtr
 
 from analysis.arrays import Array
-from analysis.compare.nested import JointFit, NestedTest, joint_fit, nested_test
+from analysis.compare.nested import LEVEL, JointFit, NestedTest, joint_fit, nested_test
 from analysis.digits import number, with_error
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
@@ -20,7 +20,7 @@ from analysis.fit import distinct
 from analysis.laws import IRREDUCIBLE, POWER
 from analysis.uncertainty import covariance, t_quantile
 
-LEVEL, POWER_WANTED = 0.05, 0.80
+POWER_WANTED = 0.80
 OPEN = 0.2
 """E counts as hardly identified where its standard error is above this share of it (docs/coverage.md)."""
 
@@ -76,11 +76,16 @@ class SlopeTest:
 
     @property
     def doubt(self) -> str:
-        """What unequal noise makes of `rejected` where it decides otherwise, after a comma; or nothing."""
+        """What the wild bootstrap says of `rejected` where it decides otherwise, after a comma; or nothing.
+
+        Only of straight lines, for which its level is known (docs/coverage.md).
+        """
         wild = self.test.wild_p
-        if wild is None or (wild < LEVEL) == self.rejected:
+        if wild is None or self.hypothesis not in ("none", "given") or (wild < LEVEL) == self.rejected:
             return ""
-        return ", not if noise is unequal" if self.rejected else ", but is if noise is unequal"
+        if self.rejected:
+            return ", not confirmed where noise may be unequal"
+        return ", but is where noise may be unequal"
 
     @property
     def open(self) -> bool:

@@ -10,8 +10,7 @@ import numpy as np
 
 from analysis.arrays import Array
 from analysis.compare.multipliers import Multiplier
-from analysis.compare.nested import JointFit, NestedTest, joint_fit, nested_test
-from analysis.compare.slopes import LEVEL
+from analysis.compare.nested import LEVEL, JointFit, NestedTest, joint_fit, nested_test
 from analysis.digits import probability
 from analysis.engine.sums import SumLaw
 from analysis.findings import Finding

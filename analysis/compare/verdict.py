@@ -8,7 +8,8 @@ from typing import Any
 
 from scipy.special import fdtrc
 
-from analysis.compare.slopes import LEVEL, Groups, NoTest, SlopeTest, slope_test, usable
+from analysis.compare.nested import LEVEL
+from analysis.compare.slopes import Groups, NoTest, SlopeTest, slope_test, usable
 from analysis.digits import number, probability
 
 SHORT = {

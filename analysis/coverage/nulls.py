@@ -10,8 +10,8 @@ import numpy as np
 from scipy.special import chdtrc, fdtrc
 
 from analysis.arrays import Array
-from analysis.compare.nested import JointFit, sampled_statistics
-from analysis.compare.slopes import LEVEL, SlopeTest, joint, slope_test
+from analysis.compare.nested import LEVEL, JointFit, sampled_statistics
+from analysis.compare.slopes import SlopeTest, joint, slope_test
 from analysis.coverage.simulate import NOISE, Tick
 from analysis.engine.newton import minimise
 from analysis.laws import IRREDUCIBLE, POWER

@@ -47,7 +47,7 @@ def rows(found: Promised) -> list[list[str]]:
             cells = [
                 NAMES[view.hypothesis] if i == 0 else "",
                 one.what,
-                with_error(one.value, one.obtained, 3),
+                _fitted(one),
             ]
             cells += [_two(one.promised), _two(one.obtained), *factors]
             out.append([*cells, _two(one.detectable_promised), _two(one.detectable)])
@@ -73,6 +73,11 @@ def noise_rows(found: Promised) -> list[list[str]]:
 
 def _two(value: float | None) -> str:
     return "-" if value is None else significant(value)
+
+
+def _fitted(one: Entry) -> str:
+    """The value and its error; without one, four places, which is more than most exponents are known to."""
+    return with_error(one.value, one.obtained) if one.obtained is not None else f"{one.value:.4f}"
 
 
 def _factor(value: float | None) -> str:

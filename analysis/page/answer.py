@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from analysis.compare.slopes import LEVEL, NoTest, SlopeTest
+from analysis.compare.nested import LEVEL
+from analysis.compare.slopes import NoTest, SlopeTest
 from analysis.compare.verdict import Comparison, telling
 from analysis.digits import number, probability
 from analysis.page.content import Cell, PageTable
@@ -45,8 +46,9 @@ def answer(comparison: Comparison, baseline: str) -> Answer:
 
     A structure counts as steeper, or flatter, where equality of all is rejected and its own difference to the
     baseline is larger than chance allows at the 5 % level, Bonferroni's correction for several structures
-    included: that equality of all is rejected does not say which of them differs. Where it is not rejected
-    once noise may be unequal, none counts.
+    included: that equality of all is rejected does not say which of them differs. Under a view in which the
+    errors are not known, E being at its bound 0, none of several counts. What rests on noise being equal is
+    said to.
 
     Args:
         comparison: the tests.
@@ -62,29 +64,51 @@ def answer(comparison: Comparison, baseline: str) -> Answer:
     steeper = [_apart(test, baseline, +1) for test in tests]
     flatter = [_apart(test, baseline, -1) for test in tests]
     if always := _in_all(steeper):
-        return Answer("yes", f"{_names(always)} steeper than {baseline}, {every}.")
+        return _noted(Answer("yes", f"{_names(always)} steeper than {baseline}, {every}."), tests)
     if any(steeper):
         found = [f"{_names(who)} steeper {view}" for view, who in zip(views, steeper, strict=True) if who]
-        rest = [view for view, who in zip(views, steeper, strict=True) if not who]
+        silent = [view for view, test in zip(views, tests, strict=True) if _silent(test)]
+        others = zip(views, steeper, strict=True)
+        rest = [view for view, who in others if not who and view not in silent]
         but = f"; not {' nor '.join(rest)}" if rest else ""
-        return Answer("mixed", f"It hangs on the irreducible loss: {'; '.join(found)}{but}.")
+        but += f"; {' and '.join(silent)} not known, for E is at its bound 0" if silent else ""
+        return _noted(Answer("mixed", f"It hangs on the irreducible loss: {'; '.join(found)}{but}."), tests)
     if always := _in_all(flatter):
-        return Answer("no", f"No: {_names(always)} flatter than {baseline}, {every}.")
+        return _noted(Answer("no", f"No: {_names(always)} flatter than {baseline}, {every}."), tests)
     return Answer("open", f"Not shown: these runs do not tell the exponents apart. {_sign(tests, baseline)}")
+
+
+def _noted(found: Answer, tests: list[SlopeTest]) -> Answer:
+    """The answer, hung on equal noise where a rejection is not confirmed without it."""
+    if not any(test.rejected and test.doubt for test in tests):
+        return found
+    words = " This takes noise to be equal for all runs; a test that does not take it so does not confirm it."
+    return Answer("mixed", f"{found.headline}{words}")
+
+
+def _silent(test: SlopeTest) -> bool:
+    """Whether a view rejects equality, but cannot say of whom, since no errors are known."""
+    return test.rejected and len(test.exponents) > 2 and all(test.error(x) is None for x in test.exponents)
 
 
 def _apart(test: SlopeTest, baseline: str, sign: int) -> list[str]:
     """The structures that are steeper (sign +1) or flatter (-1) than the baseline, beyond chance."""
-    if not test.rejected or test.doubt or baseline not in test.exponents:
+    if not test.rejected or baseline not in test.exponents:
         return []
     others = [name for name in test.exponents if name != baseline]
+    if len(others) == 1:
+        # Of two the test of equality says it all, whether errors are known or not.
+        return [name for name in others if sign * (test.exponents[name] - test.exponents[baseline]) > 0]
     quantile = float(stdtrit(test.test.dof, 1 - LEVEL / (2 * len(others))))
-    base, error = test.exponents[baseline], test.standard_errors[baseline]
+    base, error = test.exponents[baseline], test.error(baseline)
+    if error is None:
+        return []
     # With one E for all the errors go together, and their sum of squares is too large rather than too small.
     return [
         name
         for name in others
-        if sign * (test.exponents[name] - base) > quantile * math.hypot(error, test.standard_errors[name])
+        if (own := test.error(name)) is not None
+        and sign * (test.exponents[name] - base) > quantile * math.hypot(error, own)
     ]
 
 
@@ -131,7 +155,7 @@ def _exponents(test: SlopeTest) -> str:
 
 def _numbers(test: SlopeTest) -> list[str]:
     largest = max(test.exponents.values()) - min(test.exponents.values())
-    outcome = f"rejected; steepest: {_steepest(test)}" if test.rejected else "not rejected"
+    outcome = f"{'rejected' if test.rejected else 'not rejected'}{test.doubt}"
+    outcome += f"; steepest: {_steepest(test)}" if test.rejected else ""
     limit = "-" if test.reach is None else number(test.reach, test.reach)
-    outcome += test.doubt
     return [number(largest, test.detectable), limit, probability(test.p_value).removeprefix("= "), outcome]

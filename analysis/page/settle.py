@@ -20,6 +20,10 @@ from analysis.runs.table import Runs
 
 MOST_SEEDS, MOST_RUNS = 64, 20
 HEADER = ("Irreducible loss", "Way", "Runs to add", "FLOPs to add", "Time to add", "Detectable then")
+UNEQUAL = (
+    "Without an irreducible loss the exponents differ if noise is equal for all runs; more seeds at every "
+    "size would tell whether it is, and confirm the difference or not."
+)
 EQUAL = "If the exponents are equal, no number of runs shows it: more only lower the bound on the difference."
 
 
@@ -65,6 +69,8 @@ def settle(kind: str, comparison: Comparison, runs: Runs) -> Settle:
         )
     ways = [way for test in tests for way in _ways(test, runs)]
     words = [_first(test) for test in tests if not test.rejected]
+    if any(test.rejected and test.doubt for test in tests):
+        words.append(UNEQUAL)
     if not ways and any(not test.rejected for test in tests):
         words.append("No way of spending more could be worked out: the runs do not identify the laws.")
     return Settle((*words, EQUAL), _options(ways, runs) if ways else None)

@@ -14,7 +14,6 @@ import typer
 
 from sweeps.background import BackgroundMirror, mirror_of
 from sweeps.errors import SweepError
-from sweeps.hints import hint
 from sweeps.launch import EXIT_DONE, EXIT_INTERRUPTED, EXIT_UNFINISHED, Ending, prepare_corpora
 from sweeps.layout import Layout, layout_or_guess, plan_layout, with_options
 from sweeps.ledger import Ledger
@@ -39,6 +38,7 @@ from sweeps.submit import Cluster, cluster_for
 from sweeps.text import flops, plural
 from trainer.commandline import duration
 from trainer.corpora import fingerprint
+from trainer.hints import hint
 from trainer.rundir import io_errors
 
 LOCK = "owner.lock"
@@ -270,7 +270,7 @@ class _Work:
         many = export_sweep(self.study, self.searched, self.options.export)
         lines.append(
             f"{plural(many, 'winner')} in {self.options.export}: "
-            f"{hint(f'plan {self.options.export}', self.results)}"
+            f"{hint(['plan', str(self.options.export)], self.results)}"
         )
 
     def _ending(self, outcome: str, seconds: float, slurm: bool) -> Ending:
@@ -286,14 +286,14 @@ class _Work:
         line += f" ({plural(repeats, 'proposal')} repeated at no cost)" if repeats else ""
         line += f"; {duration(seconds)}"
         if outcome != "finished":
-            cancel = hint(f"cancel {self.study.argument}", self.results)
+            cancel = hint(["cancel", self.study.argument], self.results)
             jobs = f"; its jobs go on ('{cancel}' stops them)"
             jobs = jobs if slurm and outcome == "interrupted" else ""
             return Ending(
                 EXIT_INTERRUPTED, f"{outcome}: {line}; {self.left} to go{jobs}; the same command goes on"
             )
         self._export(lines)
-        export = hint(f"export {self.study.name}", self.results, "analysis")
+        export = hint(["export", self.study.name], self.results, "analysis")
         lines.append(f"tables: {self.folder}; {export} draws on them")
         whole = all(one.best is not None for one in self.searched) and "failed" not in states
         return Ending(EXIT_DONE if whole else EXIT_UNFINISHED, "\n".join([*lines, line]))
@@ -336,7 +336,7 @@ def _owned(results: Path, study: Study, take: bool) -> Iterator[Path]:
     except Timeout:
         raise SweepError(
             f"{study.name}: another process searches in {folder}; follow it with "
-            f"'{hint(f'status --watch {study.argument}', results)}'"
+            f"'{hint(['status', '--watch', study.argument], results)}'"
         ) from None
     except OSError:
         with io_errors(folder / LOCK):

@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.display import COLOURS, LINE_SECONDS, progress_texts
-from sweeps.hints import hint
 from sweeps.search.searched import Searched, Trial
 from sweeps.search.shapes import said
 from sweeps.text import plural
 from trainer.commandline import duration
+from trainer.hints import hint
 
 
 class StudyView:
@@ -106,7 +106,7 @@ class StudyView:
             self._facts.pop(run_id, None)
             if event["state"] == "failed":
                 message = event.get("message", "")
-                self.say(f"failed    {run_id}  {message}  see: {hint(f'logs {run_id}', self.results)}")
+                self.say(f"failed    {run_id}  {message}  see: {hint(['logs', run_id], self.results)}")
 
     def waiting(self, owners: Mapping[str, str]) -> None:
         """Only runs of other launchers are left."""

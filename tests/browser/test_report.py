@@ -45,6 +45,16 @@ def centre(mark: Locator) -> tuple[float, float]:
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
+def tip_text(page: Page, wanted: str) -> str | None:
+    """What the page says under the pointer: a busy browser handles its moves a little later."""
+    for _ in range(20):
+        said = page.locator(".tip").evaluate("tip => tip.hidden ? null : tip.firstChild.textContent")
+        if said == wanted:
+            break
+        page.wait_for_timeout(25)
+    return str(said) if said is not None else None
+
+
 def panels(page: Page) -> Locator:
     """The figure of two panels, all of whose points have texts."""
     return page.locator("figure", has=page.locator(".point")).last
@@ -163,7 +173,7 @@ def test_every_point_says_its_own_value_under_the_pointer(open_report: Open) -> 
     seen = []
     for i in range(marks.count()):
         page.mouse.move(*centre(marks.nth(i)))
-        seen.append(page.locator(".tip").evaluate("tip => tip.hidden ? null : tip.firstChild.textContent"))
+        seen.append(tip_text(page, texts[i]))
     # All curves begin in one point of the second panel: what lies on top speaks for it.
     differing = [i for i, (text, said) in enumerate(zip(texts, seen, strict=True)) if text != said]
     assert all("size 0" in texts[i] and "size 0" in (seen[i] or "") for i in differing)

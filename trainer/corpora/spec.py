@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from trainer.corpora.taskspec import CopySpec, ImagesSpec, SelectiveCopySpec, Spec, TaskSpec
 from trainer.errors import CorpusError
+from trainer.hints import hint
 from trainer.messages import validation_line
 
 DEFAULT_PACKAGES = (
@@ -356,10 +357,9 @@ class DataConfig(Spec):
             if self.tokenizer is not None:
                 given["tokenizer"] = self.tokenizer.model_dump(mode="json")
             text = json.dumps(given, separators=(",", ":"))
-        where = (
-            "" if results is None or results == Path("results") else f" --results {shlex.quote(str(results))}"
-        )
-        return f"python -m trainer data {shlex.quote(text)}{where}"
+        if results is None:
+            return f"python -m trainer data {shlex.quote(text)}"
+        return hint(["data", text], results, "trainer")
 
 
 def parse_data(text: str) -> DataConfig:

@@ -11,7 +11,14 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from analysis.analyse import analyse, design_words, points
-from analysis.compare.nested import JointFit, nested_test, refit_squares, sampled_statistics
+from analysis.compare.nested import (
+    JointFit,
+    flipped_statistics,
+    nested_test,
+    refit_squares,
+    sampled_statistics,
+    signs,
+)
 from analysis.compare.slopes import Groups, NoTest, SlopeTest, detectable_difference, joint, slope_test
 from analysis.compare.verdict import compare_slopes
 from analysis.engine.sums import SumLaw
@@ -235,6 +242,51 @@ def test_no_error_is_told_where_e_is_at_its_bound() -> None:
         assert test.to_dict()["errors_for_zero_irreducible_loss_only"] == ["a", "b"]
     plain = verified(groups, 0.0)
     assert plain.error("a") == plain.standard_errors["a"] and plain.reach == plain.detectable
+
+
+def test_an_e_at_its_bound_hides_the_error_of_its_own_structure_only() -> None:
+    flops = np.repeat(np.geomspace(1e11, 3e13, 8), 3)
+    x, dice = np.log(flops / 2e12), np.random.default_rng(1)
+    noise = 0.0005 * dice.standard_normal((2, 24))
+    groups = {
+        "floored": (flops, (1.5 + 1.2 * np.exp(-0.2 * x)) * np.exp(noise[0])),
+        "bent": (flops, np.exp(1 - 0.1 * x - 0.006 * x**2 + noise[1])),
+    }
+    test = slope_test(groups, "separate")
+    assert isinstance(test, SlopeTest) and test.irreducible["bent"] == 0
+    assert test.irreducible["floored"] == pytest.approx(1.5, abs=0.05)
+    assert test.error("bent") is None and test.error("floored") is not None
+    assert "±" in test.words("floored") and "±" not in test.words("bent") and test.reach is None
+
+
+@pytest.mark.parametrize(("law", "floor"), [(POWER, 0.0), (IRREDUCIBLE, 1.2)])
+def test_samples_of_the_wild_bootstrap_are_fits_of_residuals_with_other_signs(
+    law: SumLaw, floor: float
+) -> None:
+    groups = curves([0.15, 0.15], floor, 0.003, seeds=2)
+    null, full = fits(groups, law)
+    drawn_statistics = flipped_statistics(null, full, null.whole.log_loss, 4, 5)
+    jacobian = null.optimum.bound.jacobian(null.optimum.phi)
+    hat = jacobian @ np.linalg.solve(jacobian.T @ jacobian, jacobian.T)
+    fitted = null.optimum.bound.log_value(null.optimum.phi)
+    for row, statistic in zip(signs(4, null.whole.n, 5), drawn_statistics, strict=True):
+        residual = (null.whole.log_loss - fitted) / (1 - np.diag(hat))
+        losses = np.split(np.exp(fitted + row * residual), 2)
+        again = {name: (f, loss) for (name, (f, _)), loss in zip(groups.items(), losses, strict=True)}
+        test = nested_test(*fits(again, law))
+        assert test is not None and test.statistic == pytest.approx(statistic, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("structures", [2, 3])
+def test_three_runs_a_structure_are_too_few_for_the_wild_bootstrap(structures: int) -> None:
+    flops = np.geomspace(1e11, 3e13, 3)
+    dice = np.random.default_rng(2)
+    groups = {
+        f"s{i}": (flops, 2.5 * (flops / 2e12) ** -(0.05 + 0.05 * i) * np.exp(0.002 * dice.standard_normal(3)))
+        for i in range(structures)
+    }
+    test = verified(groups, 0.0)
+    assert test.rejected and test.test.wild_p is None and not test.doubt
 
 
 def test_detectable_difference_is_found_four_times_in_five() -> None:

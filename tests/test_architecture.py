@@ -19,8 +19,8 @@ ONE_HOME = ("mlflow", "optuna", "submitit")
 TORCH_FREE = [
     f"trainer.{name}"
     for name in (
-        "errors messages commandline config curriculum presets flops rundir execution corpora batches "
-        "provenance models.structures models.config"
+        "errors messages hints commandline config curriculum presets flops rundir execution corpora "
+        "batches provenance models.structures models.config"
     ).split()
 ]
 

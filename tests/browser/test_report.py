@@ -37,22 +37,17 @@ def view_box(svg: Locator) -> list[float]:
     return [float(part) for part in (svg.get_attribute("viewBox") or "").split()]
 
 
+FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
 def centre(mark: Locator) -> tuple[float, float]:
     """The middle of an element on the screen."""
     mark.scroll_into_view_if_needed()
+    # The page hears of the scrolling one frame later, and then takes away what it says.
+    mark.page.evaluate(f"() => {FRAMES}")
     box = mark.bounding_box()
     assert box is not None
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-
-
-def tip_text(page: Page, wanted: str) -> str | None:
-    """What the page says under the pointer: a busy browser handles its moves a little later."""
-    for _ in range(20):
-        said = page.locator(".tip").evaluate("tip => tip.hidden ? null : tip.firstChild.textContent")
-        if said == wanted:
-            break
-        page.wait_for_timeout(25)
-    return str(said) if said is not None else None
 
 
 def panels(page: Page) -> Locator:
@@ -173,7 +168,7 @@ def test_every_point_says_its_own_value_under_the_pointer(open_report: Open) -> 
     seen = []
     for i in range(marks.count()):
         page.mouse.move(*centre(marks.nth(i)))
-        seen.append(tip_text(page, texts[i]))
+        seen.append(page.locator(".tip").evaluate("tip => tip.hidden ? null : tip.firstChild.textContent"))
     # All curves begin in one point of the second panel: what lies on top speaks for it.
     differing = [i for i, (text, said) in enumerate(zip(texts, seen, strict=True)) if text != said]
     assert all("size 0" in texts[i] and "size 0" in (seen[i] or "") for i in differing)

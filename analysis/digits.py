@@ -88,6 +88,11 @@ def probability(p: float) -> str:
     return f"= {p:.2f}" if p >= 0.0995 else f"= {p:#.2g}"
 
 
+def p_cell(p: float | None) -> str:
+    """A p-value as a table's cell, without the sign of equality; a dash where there is none."""
+    return "-" if p is None else probability(p).removeprefix("= ")
+
+
 def quantity(value: float) -> str:
     """Return a count or FLOPs in three significant digits, such as `1.20e+12` or `84,934`."""
     if not math.isfinite(value):

@@ -19,12 +19,12 @@ _SHORT = {"preset": str, "structure": str, "budget": Budget}
 _ABSENT = object()
 
 
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys; a table with `kind` is a value (a structure, a corpus)."""
+def flatten(table: Mapping[str, Any], prefix: str = "", whole: bool = True) -> dict[str, Any]:
+    """Nested tables as dotted keys; one with `kind` (a structure, a corpus) is a value where `whole`."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, Mapping) and "kind" not in value:
-            flat |= flatten(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and not (whole and "kind" in value):
+            flat |= flatten(value, f"{prefix}{key}.", whole)
         else:
             flat[f"{prefix}{key}"] = value
     return flat

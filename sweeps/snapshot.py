@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sweeps.ledger import Ledger, RunState, newest_checkpoint
+from sweeps.rules import flatten
 from trainer.config import RunConfig
 from trainer.presets import run_labels
 from trainer.rundir import CONFIG, ENV, read_json, read_metrics, read_status
@@ -179,16 +180,10 @@ def _tags(
     return {key: str(value) for key, value in tags.items() if value is not None}
 
 
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(table: Mapping[str, Any]) -> dict[str, str]:
     """A nested table as MLflow's parameters: dotted keys, values as text."""
-    found: dict[str, str] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            found[f"{prefix}{key}"] = text[:6000]
-    return found
+    values = flatten(table, whole=False).items()
+    return {key: (value if isinstance(value, str) else json.dumps(value))[:6000] for key, value in values}
 
 
 def _is_number(value: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sweeps.errors import SweepError
+from sweeps.rules import flatten
 from sweeps.text import number
 from trainer.config import RunConfig
 from trainer.messages import nearest
@@ -39,7 +40,7 @@ def chosen(conditions: Sequence[str], grids: Sequence[Sequence[RunConfig]]) -> l
 
 def facts_of(config: RunConfig) -> dict[str, Any]:
     """What conditions may ask of a run."""
-    return {**_flat(config.model_dump(mode="json")), **run_labels(config)}
+    return {**flatten(config.model_dump(mode="json"), whole=False), **run_labels(config)}
 
 
 class _Condition:
@@ -104,13 +105,3 @@ def _text(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 from analysis.arms.gaps import Difference, Gaps, to_dict
-from analysis.digits import interval, probability, quantity, with_error
+from analysis.digits import interval, p_cell, quantity, with_error
 from analysis.report import plain
 from analysis.tables import Table, latex_file
 from analysis.uncertainty import t_quantile
@@ -52,7 +52,7 @@ def contrast_rows(result: Gaps) -> list[list[str]]:
     rows = []
     for contrast in result.contrasts:
         d = contrast.difference
-        p = "-" if d.p_value is None else probability(d.p_value).removeprefix("= ")
+        p = p_cell(d.p_value)
         pairs = str(d.pairs)
         if contrast.first_diverged or contrast.second_diverged:
             pairs += (
@@ -75,7 +75,7 @@ def _difference_cells(d: Difference | None) -> list[str]:
 
 
 def _holm(d: Difference | None) -> str:
-    return "-" if d is None or d.holm is None else probability(d.holm).removeprefix("= ")
+    return p_cell(None if d is None else d.holm)
 
 
 def _why_none(d: Difference | None) -> str:

@@ -18,8 +18,9 @@ import numpy as np
 
 from analysis.arms.gapline import Line, fit_line
 from analysis.arms.gaps import LEVEL, Difference, holm, paired
-from analysis.arms.trend_report import SIZE_HEADER, nats_cells, p_cell, per_decade, percent_cells
-from analysis.digits import quantity
+from analysis.arms.trend_report import SIZE_HEADER, nats_cells, per_decade, percent_cells
+from analysis.compare.slopes import UNCONFIRMED
+from analysis.digits import p_cell, quantity
 from analysis.errors import AnalysisError
 from analysis.report import plain
 from analysis.runs.table import Runs, structures_of
@@ -71,7 +72,7 @@ class Matched:
         """What both corrected p say of a change, and the interval at the largest size of the gap itself."""
         ps = [p is not None and p < LEVEL for p in (self.holm, self.robust_holm)]
         side = "falls behind dense" if self.line.slope > 0 else "gains on dense"
-        change = side if all(ps) else f"{side}, not if noise is unequal" if any(ps) else "no change shown"
+        change = side if all(ps) else f"{side}, {UNCONFIRMED}" if any(ps) else "no change shown"
         last = self.sizes[-1].log
         there = ("worse" if last.mean > 0 else "better") if last.settled else "undecided"
         return f"{change}; at the largest: {there}"

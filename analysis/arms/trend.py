@@ -16,6 +16,7 @@ import numpy as np
 
 from analysis.arms.gapline import Line, fit_line
 from analysis.arms.gaps import LEVEL, Difference, Row, gaps, holm, paired
+from analysis.compare.slopes import UNCONFIRMED
 from analysis.errors import AnalysisError
 from analysis.runs.table import Cells, Runs
 from analysis.runs.treatments import EQUAL, PLAIN, Place, place_diverged, places
@@ -97,7 +98,7 @@ class Trend:
         if self.flattered:
             return f"not judged: {', '.join(lost)}"
         doubts = ["not after correction"] * (self.holm is None or self.holm >= LEVEL)
-        doubts += ["not if noise is unequal"] * (not line.settled_robustly)
+        doubts += [UNCONFIRMED] * (not line.settled_robustly)
         doubts += ["not on a line"] * line.bends
         doubts += [f"though {' and '.join(lost)}"] * bool(lost)
         side = "falls behind dense with size" if line.slope > 0 else "gains on dense with size"

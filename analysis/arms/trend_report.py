@@ -14,7 +14,7 @@ import numpy as np
 from analysis.arms.gapline import Line
 from analysis.arms.gaps import Difference
 from analysis.arms.trend import DECADE, SizeGap, Trend, Trends, percent, to_dict
-from analysis.digits import interval, number, probability, quantity, significant, with_error
+from analysis.digits import interval, number, p_cell, probability, quantity, significant, with_error
 from analysis.report import plain
 from analysis.tables import Table, latex_file
 
@@ -109,11 +109,6 @@ def signed_number(value: float, se: float) -> str:
     """A number with its sign, to the digits that its error leaves."""
     text = number(value, se)
     return text if text.startswith("-") else f"+{text}"
-
-
-def p_cell(value: float | None) -> str:
-    """A p-value as a cell; a dash where there is none."""
-    return "-" if value is None else probability(value).removeprefix("= ")
 
 
 def _lack(line: Line) -> str:

@@ -14,7 +14,7 @@ from analysis.analyse import compared, known_floor, over_seconds
 from analysis.compare.slopes import SlopeTest
 from analysis.compare.verdict import Comparison, compare_slopes
 from analysis.design.promised import same_run
-from analysis.digits import probability, with_error
+from analysis.digits import p_cell, with_error
 from analysis.report import plain
 from analysis.runs.labels import family_and_budget
 from analysis.runs.table import Runs, structures_of, use_flops
@@ -109,9 +109,8 @@ def choices_table(found: Sequence[Choice], name: str, structures: Sequence[str])
 
 def _p(test: SlopeTest) -> str:
     """P of F, and of the wild bootstrap where it decides otherwise."""
-    words = probability(test.p_value).removeprefix("= ")
-    wild = test.test.wild_p
-    return f"{words} ({probability(wild).removeprefix('= ')})" if test.doubt and wild is not None else words
+    words = p_cell(test.p_value)
+    return f"{words} ({p_cell(test.test.wild_p)})" if test.doubt else words
 
 
 def choices_texts(found: Sequence[Choice], runs: Runs, name: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from analysis.compare.nested import JointFit, NestedTest, nested_test
 from analysis.compare.slopes import Groups, NoTest, SlopeTest, joint, usable
 from analysis.compare.surfaces import SurfaceComparison, Surfaces, compare_surfaces
 from analysis.compare.verdict import Comparison, compare_slopes
-from analysis.digits import estimate, number, probability, quantity, with_error
+from analysis.digits import estimate, number, p_cell, quantity, with_error
 from analysis.engine.sums import SumLaw
 from analysis.errors import AnalysisError
 from analysis.isoflop.budgets import mixed_ratios
@@ -165,14 +165,10 @@ def step_rows(steps: Sequence[tuple[str, str, NestedTest | None]]) -> list[list[
         if test is None:
             rows.append([small, large, *["-"] * 5])
             continue
-        sampled = ["-" if p is None else _p(p) for p in (test.permutation_p, test.wild_p)]
+        sampled = [p_cell(p) for p in (test.permutation_p, test.wild_p)]
         statistic = f"F({test.constraints}, {test.dof}) = {test.statistic:.2f}"
-        rows.append([small, large, statistic, _p(test.f_p), _p(test.likelihood_ratio_p), *sampled])
+        rows.append([small, large, statistic, p_cell(test.f_p), p_cell(test.likelihood_ratio_p), *sampled])
     return rows
-
-
-def _p(value: float) -> str:
-    return probability(value).removeprefix("= ")
 
 
 def slope_rows(tests: Sequence[SlopeTest | NoTest]) -> list[list[str]]:

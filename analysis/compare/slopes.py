@@ -21,6 +21,8 @@ from analysis.laws import IRREDUCIBLE, POWER
 from analysis.uncertainty import covariance, t_quantile
 
 POWER_WANTED = 0.80
+UNCONFIRMED = "not confirmed where noise may be unequal"
+"""Of what a test finds that takes noise to be equal, and one that does not take it so does not find."""
 OPEN = 0.2
 """E counts as hardly identified where its standard error is above this share of it (docs/coverage.md)."""
 
@@ -84,7 +86,7 @@ class SlopeTest:
         if wild is None or self.hypothesis not in ("none", "given") or (wild < LEVEL) == self.rejected:
             return ""
         if self.rejected:
-            return ", not confirmed where noise may be unequal"
+            return f", {UNCONFIRMED}"
         return ", but is where noise may be unequal"
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.compare.verdict import HYPOTHESES
 from analysis.design.promised import Entry, Promised, View
-from analysis.digits import number, probability, significant, with_error
+from analysis.digits import number, p_cell, probability, significant, with_error
 from analysis.report import plain
 from analysis.tables import Table, latex_file
 
@@ -66,7 +66,7 @@ def noise_rows(found: Promised) -> list[list[str]]:
         lack, p = "-", "-"
         if view.lack is not None:
             statistic, (a, b), value = view.lack
-            lack, p = f"F({a}, {b}) = {statistic:.2f}", probability(value).removeprefix("= ")
+            lack, p = f"F({a}, {b}) = {statistic:.2f}", p_cell(value)
         out.append([NAMES[view.hypothesis], _two(found.noise), between, _two(view.residual_sd), lack, p])
     return out
 

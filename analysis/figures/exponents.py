@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis.analyse import Analysis
 from analysis.compare.slopes import NoTest, SlopeTest
-from analysis.digits import interval, number, probability, with_error
+from analysis.digits import interval, number, p_cell, probability, with_error
 from analysis.engine.sums import ALL
 from analysis.figures.curves import (
     DASHES,
@@ -219,7 +219,7 @@ def _words(panel: Analysis, view: str, given: str) -> list[str]:
 def _unequal(test: SlopeTest) -> str:
     """The p of the test that allows for unequal noise, where it was made."""
     p = test.test.wild_p
-    return "" if p is None else f" (unequal noise: {probability(p).removeprefix('= ')})"
+    return "" if p is None else f" (unequal noise: {p_cell(p)})"
 
 
 def _limits(panel: Analysis, views: Views) -> tuple[float, float]:

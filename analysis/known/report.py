@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis.digits import estimate, number, probability, quantity, with_error
+from analysis.digits import estimate, number, p_cell, quantity, with_error
 from analysis.known.judged import GIVEN, WANTED, Known, Share
 from analysis.known.refits import KINDS, METHOD, REPLICATES, Exponent, Interval, Refit
 from analysis.report import plain
@@ -210,7 +210,7 @@ def _cells(value: float | None, interval: Interval | None) -> tuple[str, str]:
 def _lack_cell(one: Refit) -> str:
     if one.lack is None:
         return "-"
-    p = probability(one.lack.p_value).removeprefix("= ")
+    p = p_cell(one.lack.p_value)
     return p if one.lack.kind == REPLICATES else f"{p} (bend)"
 
 

@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 from analysis.compare.nested import LEVEL
 from analysis.compare.slopes import NoTest, SlopeTest
 from analysis.compare.verdict import Comparison, telling
-from analysis.digits import number, probability
+from analysis.digits import number, p_cell
 from analysis.page.content import Cell, PageTable
 
 VIEWS = {
@@ -158,4 +158,4 @@ def _numbers(test: SlopeTest) -> list[str]:
     outcome = f"{'rejected' if test.rejected else 'not rejected'}{test.doubt}"
     outcome += f"; steepest: {_steepest(test)}" if test.rejected else ""
     limit = "-" if test.reach is None else number(test.reach, test.reach)
-    return [number(largest, test.detectable), limit, probability(test.p_value).removeprefix("= "), outcome]
+    return [number(largest, test.detectable), limit, p_cell(test.p_value), outcome]

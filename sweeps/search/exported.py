@@ -14,6 +14,7 @@ import tomli_w
 from sweeps.errors import SweepError
 from sweeps.grid import expand
 from sweeps.identity import identify
+from sweeps.rules import flatten
 from sweeps.search.searched import Searched, Trial
 from sweeps.search.studyfile import Study
 from sweeps.sweepfile import parse_sweep
@@ -87,7 +88,7 @@ def _table(config: RunConfig) -> dict[str, Any]:
 
 def _shared(tables: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What all have in common, as a table, and what tells them apart, by dotted key."""
-    flat = [_flat(table) for table in tables]
+    flat = [flatten(table) for table in tables]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     same = [key for key in keys if all(key in one and one[key] == flat[0][key] for one in flat)]
     shared: dict[str, Any] = {}
@@ -105,14 +106,3 @@ def _shared(tables: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[d
                 f"split the study into one for each"
             )
     return shared, [{key: one[key] for key in own} for one in flat] if own else []
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys; a table with `kind` is one value."""
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping) and "kind" not in value:
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found

@@ -177,7 +177,10 @@ class Lab:
             self._wait(f"n{k}", child, lambda: self._reported(k, began), 20)
 
     def controller_kill(self) -> None:
-        """Kill the controller: jobs run on, clients get no answer, the last second may be forgotten."""
+        """Kill the controller: jobs run on, clients get no answer, the last five seconds may be forgotten.
+
+        A job whose start is forgotten is started once more, and its node is drained; see `wait_noted`.
+        """
         self._kill("slurmctld")
 
     def controller_start(self) -> None:
@@ -214,6 +217,19 @@ class Lab:
     def wait_idle(self, timeout: float = 30) -> None:
         """Wait until no job is left and all nodes are idle; LabError after `timeout` seconds."""
         self._wait("slurmctld", None, lambda: not self._unrest(), timeout)
+
+    def wait_noted(self, timeout: float = 15) -> None:
+        """Wait until the controller's files tell of the start of every job that runs now.
+
+        It writes them after a change, and not within five seconds of the last time. So a change is made, and
+        the next file waited for: its writing may have begun before the change, but not before the starts.
+        """
+        kept, jobs = self.folder / "state" / "job_state", list(self.jobs())
+        if not jobs:
+            raise LabError("no job runs whose start could be noted")
+        before = kept.stat().st_mtime_ns if kept.exists() else 0
+        self.run("scontrol", "update", f"jobid={jobs[0]}", "comment=noted")
+        self._wait("slurmctld", None, lambda: kept.exists() and kept.stat().st_mtime_ns != before, timeout)
 
     def log_tail(self, name: str, lines: int = 15) -> str:
         """Return the end of what a daemon wrote: slurmctld, n1, n2, ..., munged, slurmdbd or mariadbd."""

@@ -160,19 +160,27 @@ def test_a_node_dies_with_everything_on_it(slurm: Lab, sweep: SmallSweep) -> Non
     ends_as_if_nothing_had_been(sweep)
 
 
-def test_the_controller_is_restarted_in_the_middle(slurm: Lab, tmp_path: Path) -> None:
-    sweep = SmallSweep(tmp_path, steps=4000)
+@pytest.fixture
+def long_sweep(tmp_path: Path) -> SmallSweep:
+    """Runs that are still under way when the controller has noted their start, five seconds later."""
+    return SmallSweep(tmp_path, steps=6000)
+
+
+def test_the_controller_is_restarted_in_the_middle(slurm: Lab, long_sweep: SmallSweep) -> None:
+    sweep = long_sweep
     sweep.submit()
-    # Slurm notes its state every five seconds: a job that is younger would be started once more.
-    started(sweep, 1500)
+    started(sweep)
+    slurm.wait_noted()
     slurm.controller_kill()
     slurm.controller_start()
     ends_as_if_nothing_had_been(sweep)
 
 
-def test_the_controller_is_away_when_a_job_wants_to_be_requeued(slurm: Lab, sweep: SmallSweep) -> None:
+def test_the_controller_is_away_when_a_job_wants_to_be_requeued(slurm: Lab, long_sweep: SmallSweep) -> None:
+    sweep = long_sweep
     sweep.submit()
     started(sweep)
+    slurm.wait_noted()
     for job in live_jobs(sweep):
         notice(slurm, job)
     slurm.controller_kill()
@@ -181,9 +189,11 @@ def test_the_controller_is_away_when_a_job_wants_to_be_requeued(slurm: Lab, swee
     ends_as_if_nothing_had_been(sweep)
 
 
-def test_status_without_a_controller_says_so_and_goes_on(slurm: Lab, sweep: SmallSweep) -> None:
+def test_status_without_a_controller_says_so_and_goes_on(slurm: Lab, long_sweep: SmallSweep) -> None:
+    sweep = long_sweep
     sweep.submit()
     started(sweep)
+    slurm.wait_noted()
     slurm.controller_kill()
     try:
         said = sweep("status", str(sweep.file))

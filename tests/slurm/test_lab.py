@@ -133,8 +133,7 @@ def test_a_job_outlives_the_controller(slurm: Lab, tmp_path: Path) -> None:
     script = "echo $$ >>starts; until [ -e stop ]; do sleep 0.1; done; echo end >>starts"
     job = submit(slurm, tmp_path, script)
     pid = until(lambda: lines(tmp_path / "starts"))[0]
-    began, kept = time.time(), slurm.folder / "state" / "job_state"
-    until(lambda: kept.exists() and kept.stat().st_mtime > began)
+    slurm.wait_noted()
     slurm.controller_kill()
     with pytest.raises(LabError, match="sinfo"):
         slurm.run("sinfo", timeout=5)

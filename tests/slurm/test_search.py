@@ -226,9 +226,12 @@ def test_jobs_that_never_begin(slurm: Lab, tmp_path: Path) -> None:
 
 def test_a_controller_that_is_away(slurm: Lab, tmp_path: Path) -> None:
     """The owner says so and waits: what is queued goes on, and the next trial is queued later."""
-    study = SmallStudy(tmp_path, steps=600, structures=["dense"], rates=[1e-3, 2e-3], search={"in_flight": 1})
+    study = SmallStudy(
+        tmp_path, steps=4000, structures=["dense"], rates=[1e-3, 2e-3], search={"in_flight": 1}
+    )
     owner = study.owner()
     begun(study)
+    slurm.wait_noted()
     slurm.controller_kill()
     assert owner.stdout is not None
     told = iter(owner.stdout.readline, "")

@@ -23,8 +23,8 @@ def scontrol(*args: str) -> str:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> SmallSweep:
-    """Two runs of about ten seconds, a job each."""
-    return SmallSweep(tmp_path, steps=1500)
+    """Two runs of seven seconds or more, a job each: time for a disturbance on a fast machine, too."""
+    return SmallSweep(tmp_path, steps=3000)
 
 
 def started(sweep: SmallSweep, steps: int = 100) -> None:
@@ -89,7 +89,7 @@ def test_a_job_is_told_or_killed(slurm: Lab, sweep: SmallSweep, trouble: Callabl
 
 def test_a_worker_that_is_deaf_to_the_notice(slurm: Lab, tmp_path: Path) -> None:
     """It is killed before Slurm kills the job, so that the job can still be requeued."""
-    sweep = SmallSweep(tmp_path, steps=1500, slurm={"notice": 10})
+    sweep = SmallSweep(tmp_path, steps=3000, slurm={"notice": 10})
     sweep.submit()
     started(sweep)
     deaf = [pid for pid in processes(["sweeps.worker", str(sweep.results)]) if is_python(pid)]
@@ -107,7 +107,7 @@ def test_python_that_cannot_see_slurm(slurm: Lab, tmp_path: Path) -> None:
     wrapper = tmp_path / "python"
     wrapper.write_text(f'#!/bin/sh\nPATH=/nonexistent exec {sys.executable} "$@"\n')
     wrapper.chmod(0o755)
-    sweep = SmallSweep(tmp_path / "sweep", steps=1500, slurm={"python": str(wrapper)})
+    sweep = SmallSweep(tmp_path / "sweep", steps=3000, slurm={"python": str(wrapper)})
     sweep.submit()
     started(sweep)
     for job in live_jobs(sweep):
@@ -140,7 +140,7 @@ def test_a_cancelled_job_stays_cancelled_and_the_command_goes_on(slurm: Lab, swe
 
 
 def test_a_partition_of_more_weight_takes_the_nodes(slurm: Lab, tmp_path: Path) -> None:
-    sweep = SmallSweep(tmp_path, steps=1500, slurm={"partition": "low", "options": {"exclusive": True}})
+    sweep = SmallSweep(tmp_path, steps=3000, slurm={"partition": "low", "options": {"exclusive": True}})
     sweep.submit()
     started(sweep)
     wide = ["sbatch", "-p", "high", "-N4", "--exclusive", "--wrap", "sleep 3", "-o", "/dev/null"]

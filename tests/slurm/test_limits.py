@@ -121,7 +121,7 @@ def test_a_quality_of_service_may_limit_its_users(accounts: Lab, tmp_path: Path)
 
 
 def test_what_the_queue_has_forgotten_is_read_from_the_accounts(accounts: Lab, tmp_path: Path) -> None:
-    sweep = SmallSweep(tmp_path, steps=1500)
+    sweep = SmallSweep(tmp_path, steps=3000)
     sweep.submit()
     wait_until(lambda: len(sweep.runs) == 2 and sweep.steps_done() > 200, 60, sweep.logs)
     first, second = [job["job_id"] for job in sweep.jobs()]

@@ -141,7 +141,7 @@ def test_few_jobs_are_never_exceeded(slurm: Lab, tmp_path: Path) -> None:
 
 def test_owner_killed_and_continued(slurm: Lab, tmp_path: Path) -> None:
     """Its jobs go on; the next owner queues nothing again that a job has, and ends as asked."""
-    study = SmallStudy(tmp_path, steps=1500, structures=["dense"], search={"in_flight": 2})
+    study = SmallStudy(tmp_path, steps=3000, structures=["dense"], search={"in_flight": 2})
     owner = study.owner()
     begun(study, 2)
     owner.kill()

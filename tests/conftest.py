@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,8 @@ from trainer.rundir import write_result
 
 # Before numpy is loaded, as `python -m analysis` does: threads wait longer than such small matrices take.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# A shell's background job ignores Ctrl-C and hands that on; the tests of Ctrl-C start from the usual state.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("conformance", "slurm.sweep")
 
 ROOT = Path(__file__).parent.parent
